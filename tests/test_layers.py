@@ -1,4 +1,4 @@
-"""A folder imports only from those above it, never sideways, and transformers only where allowed."""
+"""A folder imports only from those above it, never sideways; transformers only where allowed."""
 
 import ast
 from pathlib import Path
