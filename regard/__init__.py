@@ -1,0 +1,45 @@
+"""regard: look inside, steer and rebuild the attention of PyTorch and Hugging Face models.
+
+Nothing heavy is imported until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from regard import _transformers
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "regard.weights",
+    "watch": "regard.runtime.verbs",
+    "steer": "regard.runtime.verbs",
+    "swap": "regard.runtime.verbs",
+    "patch": "regard.runtime.verbs",
+    "Point": "regard.runtime.site",
+    "Lens": "regard.runtime.protocol",
+    "Edit": "regard.runtime.protocol",
+    "Wanted": "regard.runtime.protocol",
+}
+
+if TYPE_CHECKING:
+    from regard.runtime.protocol import Edit, Lens, Wanted
+    from regard.runtime.site import Point
+    from regard.runtime.verbs import patch, steer, swap, watch
+    from regard.weights import load
+
+__all__ = ["Edit", "Lens", "Point", "Wanted", "load", "patch", "steer", "swap", "watch"]
+
+_transformers.when_loaded("regard.runtime.register")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'regard' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

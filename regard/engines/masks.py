@@ -1,0 +1,112 @@
+"""Which keys a query row may see, answered a block of rows at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASKED = torch.finfo(torch.float32).min
+
+
+class Mask:
+    """Every query sees every key. Base of the other masks.
+
+    Rows and keys are array indices of one attention call with `queries` rows and `keys` columns.
+    """
+
+    def __init__(self, queries: int, keys: int) -> None:
+        self.queries = queries
+        self.keys = keys
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of keys outside of which rows `start:stop` see nothing; never empty."""
+        return 0, self.keys
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        """Return the mask of rows `start:stop` and keys `first:last`.
+
+        Returns:
+            None where all is visible; else [B|1, H|1, R, K], bool (True is visible) or additive float.
+        """
+        return None
+
+    def apply(self, scores: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
+        """Mask `scores` [B, H, R, K] of those rows and keys; may work in place and returns the result."""
+        mask = self.rows(start, stop, first, last)
+        if mask is None:
+            return scores
+        if mask.dtype == torch.bool:
+            return scores.masked_fill_(~mask, MASKED)
+        return scores + mask
+
+    def for_sdpa(self) -> tuple[Tensor | None, bool]:
+        """Return `(attn_mask, is_causal)` as `scaled_dot_product_attention` takes them."""
+        return self.rows(0, self.queries, 0, self.keys), False
+
+
+class CausalMask(Mask):
+    """Row i sees keys 0 to i + `shift`."""
+
+    def __init__(self, queries: int, keys: int, shift: int = 0, device: torch.device | None = None):
+        super().__init__(queries, keys)
+        self.shift = shift
+        self.device = device
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        return 0, min(self.keys, max(1, stop + self.shift))
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        if last <= start + self.shift + 1:
+            return None
+        i = torch.arange(start, stop, device=self.device)[:, None]
+        j = torch.arange(first, last, device=self.device)[None, :]
+        return (j <= i + self.shift)[None, None]
+
+    def apply(self, scores: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
+        corner = max(first, start + self.shift + 1)
+        if corner >= last:
+            return scores
+        mask = self.rows(start, stop, corner, last)
+        if mask is not None:
+            scores[..., corner - first :].masked_fill_(~mask.to(scores.device), MASKED)
+        return scores
+
+    def for_sdpa(self) -> tuple[Tensor | None, bool]:
+        if self.shift == 0 and self.queries == self.keys and self.queries > 1:
+            return None, True
+        return super().for_sdpa()
+
+
+class TensorMask(Mask):
+    """A mask that exists as a tensor: bool (True is visible) or additive float, [B|1, H|1, T, S]."""
+
+    def __init__(self, tensor: Tensor, queries: int, keys: int) -> None:
+        super().__init__(queries, keys)
+        self.tensor = tensor[..., :keys]
+        self._bounds: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        rows = self.tensor if self.tensor.shape[-2] == 1 else self.tensor[..., start:stop, :]
+        return rows[..., first:last]
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        key = (start, stop)
+        if key not in self._bounds:
+            rows = self.rows(start, stop, 0, self.keys)
+            assert rows is not None
+            floor = torch.finfo(rows.dtype).min if rows.dtype.is_floating_point else 0
+            visible = rows if rows.dtype == torch.bool else rows > floor
+            self._bounds[key] = visible_range(visible)
+        return self._bounds[key]
+
+
+def visible_range(visible: Tensor) -> tuple[int, int]:
+    """Return the first key that any row sees and one past the last; (0, 1) where none sees any.
+
+    Args:
+        visible: bool [..., R, K].
+    """
+    seen = visible.flatten(0, -2).any(0).nonzero()
+    if not len(seen):
+        return 0, 1
+    return int(seen[0]), int(seen[-1]) + 1

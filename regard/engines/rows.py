@@ -1,0 +1,334 @@
+"""Exact attention, a block of query rows at a time, with every stage open.
+
+    scores  = softcap(scale * q k^T) + bias + mask          [B, H, R, K]
+    weights = softmax(scores, sink logits in the denominator) [B, H, R, K]
+    outputs = dropout(weights) v                            [B, H, R, Dv]
+
+The softmax is taken in float32. Memory is O(B * H * R * S) for one block of R rows; under autograd all
+blocks are kept, as O(B * H * T * S), unless the caller checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.engines import stats
+from regard.engines.masks import Mask
+
+BLOCK_BYTES = {"cpu": 6 * 2**20, "cuda": 2**28}
+MIN_ROWS, MAX_ROWS = 16, 256
+
+
+@dataclass(eq=False)
+class AttentionInputs:
+    """What one attention call computes with.
+
+    Attributes:
+        q: queries [B, H, T, D], after any rotary embedding.
+        k: keys [B, Hkv, S, D], not repeated; H is a multiple of Hkv.
+        v: values [B, Hkv, S, Dv].
+        mask: which keys each row may see.
+        scale: factor on q k^T.
+        softcap: c in c * tanh(scores / c), or None.
+        bias: added to the scores, broadcastable to [B, H, T, S], or None.
+        sink_logits: one logit a head [H] that joins the softmax and is then dropped, or None.
+        dropout: probability, applied to the weights.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Mask
+    scale: float
+    softcap: float | None = None
+    bias: Tensor | None = None
+    sink_logits: Tensor | None = None
+    dropout: float = 0.0
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.q.shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.k.shape[1]
+
+    def expand(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values per query head, [B, H, S, D] and [B, H, S, Dv]."""
+        return expand_heads(self.k, self.heads), expand_heads(self.v, self.heads)
+
+
+def expand_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat each of the Hkv heads of `x` [B, Hkv, S, D] to get [B, heads, S, D]."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+class RowBlock:
+    """Some query rows of one attention call: data that lenses read and edits replace.
+
+    The columns of `scores` and `weights` are the keys `key_start:key_stop`; none of these rows can
+    see any other key. A block's tensors are reused for the next block: clone what must last.
+
+    Attributes:
+        start, stop: the query rows, array indices of the call.
+        key_start, key_stop: the keys.
+        heads: the query heads opened, int64 [H'], or None for all.
+        scores: float32 [B, H', R, K], scaled, biased and masked.
+        weights: float32 [B, H', R, K]; they exclude a sink logit's share, so rows may sum to under 1.
+        query_positions: [B|1, R], absolute; the first real token is 0, padding before it negative.
+        key_positions: [B|1, K], likewise.
+        valid_rows: bool [B, R], or None where no row is padding.
+        valid_keys: bool [B, K], or None.
+        call, run, site: the attention call this is part of, set by the runtime.
+    """
+
+    def __init__(self, start: int, stop: int, key_start: int, key_stop: int) -> None:
+        self.start, self.stop = start, stop
+        self.key_start, self.key_stop = key_start, key_stop
+        self.heads: Tensor | None = None
+        self.scores: Tensor = torch.empty(0)
+        self._weights: Tensor | None = None
+        self._pristine = True
+        self._memo: dict[str, Any] = {}
+        self._scratch: Tensor | None = None
+        self._out: Tensor | None = None
+        self.query_positions: Tensor = torch.empty(0)
+        self.key_positions: Tensor = torch.empty(0)
+        self.valid_rows: Tensor | None = None
+        self.valid_keys: Tensor | None = None
+        self.call: Any = None
+        self.run: Any = None
+        self.site: Any = None
+
+    @property
+    def weights(self) -> Tensor:
+        if self._weights is None:
+            raise AttributeError("weights are set only after the softmax of this block")
+        return self._weights
+
+    @weights.setter
+    def weights(self, value: Tensor) -> None:
+        self._weights = value
+        self._pristine = False
+        self._memo.clear()
+
+    @property
+    def column_sum(self) -> Tensor:
+        """Sum of the weights over the valid rows, [B, H', K]."""
+        return self._once("column_sum", lambda: stats.column_sum(self.weights, self.valid_rows))
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """log of the softmax denominator, sink logit included, [B, H', R]."""
+        return self._once("logsumexp", self._logsumexp)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of each row of weights in nats, [B, H', R]; a sink logit's share is not counted."""
+        return self._once("entropy", self._entropy)
+
+    def _once(self, name: str, compute: Any) -> Any:
+        if name not in self._memo:
+            self._memo[name] = compute()
+        return self._memo[name]
+
+    def _logsumexp(self) -> Tensor:
+        if self._pristine and self._weights is not None:
+            return stats.logsumexp(self.scores, self.weights)
+        return torch.logsumexp(self.scores, -1)
+
+    def _entropy(self) -> Tensor:
+        if not self._pristine:
+            return stats.entropy(self.weights)
+        return stats.softmax_entropy(self.scores, self.weights, self.logsumexp, self._scratch)
+
+    def set_softmax(self, weights: Tensor) -> None:
+        """Set `weights` to the softmax of `scores`: statistics may then use both."""
+        self._weights = weights
+        self._pristine = True
+        self._memo.clear()
+
+
+def softmax(x: AttentionInputs, block: RowBlock) -> None:
+    """Set the weights of a block from its scores."""
+    scores = block.scores
+    if x.sink_logits is not None:
+        sinks = x.sink_logits if block.heads is None else x.sink_logits[block.heads]
+        column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        block.set_softmax(torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1])
+    elif block._out is not None:
+        block.set_softmax(torch.softmax(scores, -1, out=block._out))
+    else:
+        block.set_softmax(torch.softmax(scores, -1))
+
+
+@dataclass
+class _Buffers:
+    """Memory that the blocks of one call share; nothing where autograd must keep every block."""
+
+    reuse: bool
+    device: torch.device
+    store: dict[str, Tensor] = field(default_factory=dict)
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
+        if not self.reuse:
+            return None
+        size = math.prod(shape)
+        if name not in self.store or self.store[name].numel() < size:
+            self.store[name] = torch.empty(size, dtype=dtype, device=self.device)
+        return self.store[name][:size].view(shape)
+
+
+def row_blocks(
+    x: AttentionInputs,
+    *,
+    heads: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    block_rows: int | None = None,
+    reuse: bool | None = None,
+) -> Iterator[RowBlock]:
+    """Yield blocks of ascending query rows, with their `scores`.
+
+    The consumer may replace `block.scores`, takes the `softmax`, may replace `block.weights`, and gets
+    the outputs from `mix`.
+
+    Args:
+        x: the call.
+        heads: query heads to open, int64 [H'], default all.
+        rows: range of query rows, default all.
+        block_rows: rows in a block; by default as many as fit a fixed number of bytes.
+        reuse: share memory between blocks; by default where autograd does not need them.
+    """
+    q, k, group = _select(x, heads)
+    batch, count = q.shape[0], q.shape[1]
+    first_row, last_row = rows or (0, q.shape[2])
+    if reuse is None:
+        reuse = not (torch.is_grad_enabled() and _needs_grad(x))
+    buffers = _Buffers(reuse, q.device)
+    keys = k.reshape(batch * (count // group), k.shape[2], k.shape[3]).transpose(1, 2)
+    start = first_row
+    while start < last_row:
+        stop = min(last_row, start + (block_rows or _fitting(x, start, batch * count)))
+        first, last = x.mask.bounds(start, stop)
+        block = RowBlock(start, stop, first, last)
+        block.heads = heads
+        shape = (batch, count, stop - start, last - first)
+        block._scratch = buffers.get("scratch", shape)
+        block._out = buffers.get("weights", shape)
+        block.scores = _scores(x, q, keys, group, block, buffers)
+        yield block
+        start = stop
+
+
+def _fitting(x: AttentionInputs, start: int, rows_each: int) -> int:
+    visible = x.mask.bounds(start, min(start + MIN_ROWS, x.q.shape[2]))
+    budget = BLOCK_BYTES.get(x.q.device.type, BLOCK_BYTES["cuda"])
+    fit = budget // (4 * rows_each * max(1, visible[1] - visible[0]))
+    return max(MIN_ROWS, min(MAX_ROWS, fit // MIN_ROWS * MIN_ROWS))
+
+
+def _needs_grad(x: AttentionInputs) -> bool:
+    return any(t is not None and t.requires_grad for t in (x.q, x.k, x.v, x.bias, x.sink_logits))
+
+
+def _select(x: AttentionInputs, heads: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """Return the queries and keys of the opened heads, and how many queries share a key head."""
+    if heads is None:
+        return x.q, x.k, x.heads // x.kv_heads
+    group = x.heads // x.kv_heads
+    return x.q.index_select(1, heads), x.k.index_select(1, heads // group), 1
+
+
+def _scores(
+    x: AttentionInputs, q: Tensor, keys: Tensor, group: int, block: RowBlock, buffers: _Buffers
+) -> Tensor:
+    batch, heads, _, dim = q.shape
+    rows, width = block.stop - block.start, block.key_stop - block.key_start
+    queries = q[:, :, block.start : block.stop].reshape(batch * heads // group, group * rows, dim)
+    keys = keys[:, :, block.key_start : block.key_stop]
+    out = buffers.get("scores", (queries.shape[0], group * rows, width), q.dtype)
+    if out is not None:
+        scores = torch.baddbmm(out, queries, keys, beta=0, alpha=x.scale, out=out)
+    else:
+        scores = torch.bmm(queries, keys) * x.scale
+    scores = scores.view(batch, heads, rows, width).float()
+    if x.softcap is not None:
+        scores = torch.tanh(scores / x.softcap) * x.softcap
+    if x.bias is not None:
+        scores = scores + _slice(x.bias, block)
+    return x.mask.apply(scores, block.start, block.stop, block.key_start, block.key_stop)
+
+
+def _slice(bias: Tensor, block: RowBlock) -> Tensor:
+    """Cut a bias [B|1, H|1, T|1, S] to the heads, rows and keys of a block."""
+    if bias.shape[-2] > 1:
+        bias = bias[..., block.start : block.stop, :]
+    if block.heads is not None and bias.shape[1] > 1:
+        bias = bias.index_select(1, block.heads)
+    return bias[..., block.key_start : block.key_stop]
+
+
+def mix(x: AttentionInputs, block: RowBlock) -> Tensor:
+    """Return the head outputs of a block, [B, H', R, Dv], in the dtype of the values."""
+    weights = F.dropout(block.weights, x.dropout) if x.dropout else block.weights
+    batch, heads, rows, width = weights.shape
+    v = x.v[:, :, block.key_start : block.key_stop]
+    if block.heads is not None:
+        v = v.index_select(1, block.heads // (x.heads // x.kv_heads))
+    group = heads // v.shape[1]
+    flat = weights.to(v.dtype).reshape(batch * v.shape[1], group * rows, width)
+    out = torch.bmm(flat, v.reshape(batch * v.shape[1], width, v.shape[3]))
+    return out.view(batch, heads, rows, v.shape[3])
+
+
+def attend(x: AttentionInputs) -> Tensor:
+    """Return softmax attention of all rows, [B, H, T, Dv].
+
+    One call of `scaled_dot_product_attention`, except under a soft-cap or sink logits, which it does
+    not know: those go through row blocks.
+    """
+    if x.softcap is None and x.sink_logits is None:
+        return _sdpa(x)
+    parts = []
+    for block in row_blocks(x):
+        softmax(x, block)
+        parts.append(mix(x, block))
+    return torch.cat(parts, 2) if parts else x.q.new_zeros(*x.q.shape[:3], x.v.shape[3])
+
+
+def _sdpa(x: AttentionInputs) -> Tensor:
+    mask, causal = x.mask.for_sdpa()
+    q, k, v = x.q, x.k, x.v
+    if x.bias is not None:
+        mask, causal = _with_bias(x, mask, causal), False
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    grouped = x.heads != x.kv_heads
+    if grouped and mask is None and k.shape[-1] == v.shape[-1]:
+        return F.scaled_dot_product_attention(
+            q, k, v, None, x.dropout, causal, scale=x.scale, enable_gqa=True
+        )
+    if grouped:
+        k, v = x.expand()
+    return F.scaled_dot_product_attention(q, k, v, mask, x.dropout, causal, scale=x.scale)
+
+
+def _with_bias(x: AttentionInputs, mask: Tensor | None, causal: bool) -> Tensor:
+    assert x.bias is not None
+    bias = x.bias[..., : x.k.shape[2]]
+    if mask is None and causal:
+        mask = x.mask.rows(0, x.mask.queries, 0, x.mask.keys)
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(x.q.dtype).min)
+    return bias + mask

@@ -1,0 +1,40 @@
+"""How regard meets a pretrained model: sessions, calls, points and the parts of a model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Edit": "protocol",
+    "HeadTable": "head_table",
+    "Lens": "protocol",
+    "Point": "site",
+    "Session": "session",
+    "Site": "site",
+    "Wanted": "protocol",
+    "load_seen": "store",
+    "patch": "verbs",
+    "steer": "verbs",
+    "swap": "verbs",
+    "watch": "verbs",
+}
+
+if TYPE_CHECKING:
+    from regard.runtime.head_table import HeadTable
+    from regard.runtime.protocol import Edit, Lens, Wanted
+    from regard.runtime.session import Session
+    from regard.runtime.site import Point, Site
+    from regard.runtime.store import load_seen
+    from regard.runtime.verbs import patch, steer, swap, watch
+
+__all__ = [
+    "Edit", "HeadTable", "Lens", "Point", "Session", "Site", "Wanted",
+    "load_seen", "patch", "steer", "swap", "watch",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"regard.runtime.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'regard.runtime' has no attribute {name!r}")

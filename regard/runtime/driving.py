@@ -1,0 +1,204 @@
+"""Around a model's forward and generate: begins and continues runs, follows beams, reports tokens."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.errors import UnsupportedModel
+from regard.runtime.protocol import defines
+from regard.runtime.run import Run
+
+if TYPE_CHECKING:
+    from regard.runtime.attachment import Attachment
+
+
+BATCHED = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
+
+
+def drive(attachment: Attachment) -> list[Callable[[], None]]:
+    """Wrap the model's forward and generate.
+
+    Returns:
+        Functions that undo it, to be called in reverse.
+    """
+    from regard.runtime import register as _  # noqa: F401
+
+    root = attachment.root
+    _refuse_compiled(root)
+    driver = _Driver(attachment)
+    undo = [_wrap(root, "forward", driver.forward)]
+    if callable(getattr(root, "generate", None)):
+        undo.append(_wrap(root, "generate", driver.generate))
+    undo.extend(_track_sdpa_sites(attachment))
+    return undo
+
+
+def _refuse_compiled(root: nn.Module) -> None:
+    if type(root).__name__ == "OptimizedModule" or getattr(root, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModel(
+            f"{type(root).__name__} is compiled by torch.compile, and a compiled graph cannot be opened; "
+            "use the model as it was before compiling."
+        )
+
+
+def _wrap(root: nn.Module, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
+    """Put `wrapper(original, *args, **kwargs)` in front of a method of one object."""
+    had = name in root.__dict__
+    original = getattr(root, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    root.__dict__[name] = wrapped
+
+    def undo() -> None:
+        if had:
+            root.__dict__[name] = original
+        else:
+            root.__dict__.pop(name, None)
+
+    return undo
+
+
+def _track_sdpa_sites(attachment: Attachment) -> list[Callable[[], None]]:
+    """Note which module is running, for sites that call scaled_dot_product_attention themselves."""
+    handles = []
+    for module, site in attachment.sites.items():
+        if site.route != "sdpa":
+            continue
+
+        def enter(module: nn.Module, args: Any, site: Any = site) -> None:
+            attachment.current.append(site)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            attachment.current.pop()
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    return [handle.remove for handle in handles]
+
+
+class _Driver:
+    """Keeps the runs of one attachment; a run is continued by whoever brings the same cache again."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        self.runs: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+        self.sdpa = any(site.route == "sdpa" for site in attachment.sites.values())
+
+    def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        from regard.runtime.function import SdpaMode
+
+        names = list(inspect.signature(original).parameters)
+        kwargs.update(zip(names, args, strict=False))
+        attachment = self.attachment
+        outer = attachment.run
+        run = self._run_for(kwargs)
+        attachment.run = attachment.last_run = run
+        attachment.forwards += 1
+        if attachment.spans and not run.spans:
+            run.spans = dict(attachment.spans)
+        try:
+            for stage in attachment.stages:
+                if defines(stage, "prepare"):
+                    stage.prepare(run, kwargs)  # type: ignore[attr-defined]
+            with SdpaMode(attachment) if self.sdpa else nullcontext():
+                output = original(**kwargs)
+            cache = getattr(output, "past_key_values", None)
+            if cache is not None and cache not in self.runs:
+                self._follow(cache, run)
+            return output
+        finally:
+            attachment.run = outer
+            attachment.current.clear()
+
+    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("disable_compile", True)
+        listeners = [s for s in self.attachment.stages if defines(s, "step")]
+        if listeners:
+            from transformers import StoppingCriteriaList
+
+            criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
+            criteria.append(_Listener(self.attachment))
+            kwargs["stopping_criteria"] = criteria
+        return original(*args, **kwargs)
+
+    def _run_for(self, kwargs: dict[str, Any]) -> Run:
+        cache = kwargs.get("past_key_values")
+        run = None
+        if cache is not None and hasattr(cache, "get_seq_length"):
+            run = self.runs.get(cache)
+            if run is None or int(cache.get_seq_length()) == 0:
+                run = Run()
+                self._follow(cache, run)
+        config = getattr(self.attachment.root, "config", None)
+        return _fed(run or Run(), kwargs, bool(getattr(config, "is_encoder_decoder", False)))
+
+    def _follow(self, cache: Any, run: Run) -> None:
+        """Let a run be found by its cache, and be reordered with it."""
+        try:
+            self.runs[cache] = run
+        except TypeError:
+            return
+        if getattr(cache, "_regard_follows", False) or not hasattr(type(cache), "reorder_cache"):
+            return
+        runs, reference, reorder_of = self.runs, weakref.ref(cache), type(cache).reorder_cache
+
+        def follow(beam_idx: Tensor) -> Any:
+            found = runs.get(reference())
+            if found is not None:
+                found.reorder(beam_idx)
+            return reorder_of(reference(), beam_idx)
+
+        cache.reorder_cache = follow
+        cache._regard_follows = True
+
+
+def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:
+    """Note in `run` what this forward is fed."""
+    ids = kwargs.get("decoder_input_ids" if encoder_decoder else "input_ids")
+    mask = kwargs.get("decoder_attention_mask" if encoder_decoder else "attention_mask")
+    if encoder_decoder:
+        run.encoder_ids = kwargs.get("input_ids", run.encoder_ids)
+    tensors = (ids, *(kwargs.get(name) for name in BATCHED))
+    run.batch = next((t.shape[0] for t in tensors if isinstance(t, Tensor)), run.batch)
+    started = run.fed > 0
+    length = ids.shape[1] if ids is not None else 0
+    run.phase = "decode" if started and length == 1 else "prefill"
+    run.step += int(started and run.phase == "decode")
+    cache = kwargs.get("past_key_values")
+    seen = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+    run.first_kwargs = run.first_kwargs if started else dict(kwargs)
+    if ids is not None:
+        old = run.token_ids[:, :seen] if run.token_ids is not None and seen else None
+        run.token_ids = ids if old is None else torch.cat([old.to(ids.device), ids], 1)
+    run.valid = None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
+        run.valid = mask.bool()
+    run.kwargs = kwargs
+    run.calls = {}
+    run.fed += 1
+    return run
+
+
+class _Listener:
+    """A stopping criterion that never stops: it tells stages each token as it is chosen."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        run = self.attachment.last_run
+        for stage in self.attachment.stages:
+            if defines(stage, "step") and run is not None:
+                stage.step(run, input_ids[:, -1])  # type: ignore[attr-defined]
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

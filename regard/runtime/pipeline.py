@@ -1,0 +1,242 @@
+"""What happens in one attention call: edits and lenses at each stage, by the cheapest path that serves them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.engines.rows import RowBlock, attend, mix, row_blocks, softmax
+from regard.errors import ShapeMismatch
+from regard.runtime.call import Call
+from regard.runtime.protocol import Edit, Inner, Lens, Stage, Wanted, defines
+
+ROW_METHODS = ("scores", "weights", "survey")
+
+
+@dataclass
+class _Opened:
+    """The stages that need rows of this call, and which rows and heads they need together."""
+
+    edits: list[Edit]
+    lenses: list[Lens]
+    heads: Tensor | None = None
+    rows: tuple[int, int] | None = None
+
+    @property
+    def everything(self) -> bool:
+        return self.heads is None and self.rows is None
+
+    def __bool__(self) -> bool:
+        return bool(self.edits or self.lenses)
+
+
+def perform(call: Call, edits: Sequence[Edit], lenses: Sequence[Lens]) -> Tensor:
+    """Compute one attention call under edits and lenses.
+
+    Returns:
+        Head outputs [B, H, T, Dv], as the edits left them.
+    """
+    wanted = {id(stage): stage.wants(call) for stage in (*edits, *lenses)}
+    edits = [e for e in edits if wanted[id(e)] is not None]
+    lenses = [lens for lens in lenses if wanted[id(lens)] is not None]
+    if edits:
+        early = [lens for lens in lenses if lens.before]
+        if early:
+            _observe(copy.copy(call), early, wanted)
+            lenses = [lens for lens in lenses if not lens.before]
+        _edit_inputs(call, edits)
+    _tell(lenses, "inputs", call)
+    out = _attend(call, edits, lenses, wanted)
+    call.head_outputs = out
+    for edit in edits:
+        if defines(edit, "head_outputs"):
+            call.head_outputs = _replaced(edit, edit.head_outputs(call), call.head_outputs)  # type: ignore[attr-defined]
+    _tell(lenses, "head_outputs", call)
+    for stage in (*edits, *lenses):
+        if defines(stage, "end_call"):
+            with reading(stage):
+                stage.end_call(call)  # type: ignore[attr-defined]
+    return call.head_outputs
+
+
+def reading(stage: Stage) -> AbstractContextManager[Any]:
+    """A lens reads without autograd, unless its class says `differentiable = True`."""
+    if isinstance(stage, Lens) and not getattr(stage, "differentiable", False):
+        return torch.no_grad()
+    return nullcontext()
+
+
+def _tell(lenses: Sequence[Lens], method: str, subject: Any) -> None:
+    for lens in lenses:
+        if defines(lens, method):
+            with reading(lens):
+                getattr(lens, method)(subject)
+
+
+def _edit_inputs(call: Call, edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        if not defines(edit, "inputs"):
+            continue
+        new = edit.inputs(call)  # type: ignore[attr-defined]
+        if new is not None:
+            call.q, call.k, call.v = new
+
+
+def _replaced(edit: Edit, new: Tensor | None, old: Tensor) -> Tensor:
+    if new is None:
+        return old
+    if new.shape != old.shape:
+        raise ShapeMismatch(
+            f"{type(edit).__name__} returned a tensor of shape {tuple(new.shape)} "
+            f"in place of one of shape {tuple(old.shape)}."
+        )
+    return new
+
+
+def _observe(call: Call, lenses: Sequence[Lens], wanted: dict[int, Wanted | None]) -> None:
+    """Show lenses the call as it arrived, before any edit."""
+    with torch.no_grad():
+        _tell(lenses, "inputs", call)
+        call.head_outputs = _softmax_attention(call, [], lenses, wanted)
+        _tell(lenses, "head_outputs", call)
+        _tell(lenses, "end_call", call)
+
+
+def _attend(
+    call: Call, edits: Sequence[Edit], lenses: Sequence[Lens], wanted: dict[int, Wanted | None]
+) -> Tensor:
+    """The whole call, through every edit that defines `attend`; the last one given is outermost."""
+    seen = False
+
+    def softmax_attention(inner_call: Call) -> Tensor:
+        nonlocal seen
+        readers = () if seen else lenses
+        seen = True
+        return _softmax_attention(inner_call, edits, readers, wanted)
+
+    inner: Inner = softmax_attention
+    matrix = None
+    for edit in edits:
+        if defines(edit, "attend"):
+            inner = _outer(edit, inner)
+            matrix = edit.matrix if defines(edit, "matrix") else matrix  # type: ignore[attr-defined]
+    if matrix is not None:
+        _show_matrix(call, matrix, _opened(call, (), lenses, wanted))
+    return inner(call)
+
+
+def _outer(edit: Edit, inner: Inner) -> Inner:
+    def outer(call: Call) -> Tensor:
+        return edit.attend(call, inner)  # type: ignore[attr-defined]
+
+    return outer
+
+
+def _show_matrix(call: Call, matrix: Any, opened: _Opened) -> None:
+    """Show lenses the weights of a swapped-in mechanism, from its definition."""
+    readers = [lens for lens in opened.lenses if defines(lens, "weights")]
+    if not readers:
+        return
+    with torch.no_grad():
+        weights = matrix(call).float()
+        if opened.heads is not None:
+            weights = weights.index_select(1, opened.heads)
+        block = RowBlock(0, weights.shape[2], 0, weights.shape[3])
+        block.heads = opened.heads
+        call.annotate(block)
+        block.weights = weights
+        _tell(readers, "weights", block)
+
+
+def _opened(
+    call: Call, edits: Sequence[Edit], lenses: Sequence[Lens], wanted: dict[int, Wanted | None]
+) -> _Opened:
+    opened = _Opened(
+        [e for e in edits if any(defines(e, m) for m in ROW_METHODS)],
+        [lens for lens in lenses if any(defines(lens, m) for m in ROW_METHODS)],
+    )
+    wants = [wanted[id(stage)] for stage in (*opened.edits, *opened.lenses)]
+    asked = [w for w in wants if w is not None]
+    if asked and all(w.heads is not None for w in asked):
+        union = sorted({h for w in asked for h in w.heads or ()})
+        if len(union) < call.heads:
+            opened.heads = torch.tensor(union, device=call.q.device)
+    if asked and all(w.rows is not None for w in asked):
+        start = min(w.rows[0] for w in asked if w.rows)
+        stop = min(call.query_length, max(w.rows[1] for w in asked if w.rows))
+        if (start, stop) != (0, call.query_length):
+            opened.rows = (start, stop)
+    return opened
+
+
+def _softmax_attention(
+    call: Call, edits: Sequence[Edit], lenses: Sequence[Lens], wanted: dict[int, Wanted | None]
+) -> Tensor:
+    opened = _opened(call, edits, lenses, wanted)
+    if not opened:
+        return attend(call)
+    reuse = False if torch.is_grad_enabled() and opened.edits else None
+    for count, edit in enumerate(opened.edits):
+        if defines(edit, "survey"):
+            _survey(call, edit, opened, opened.edits[:count])
+    writes = opened.everything or bool(opened.edits)
+    keep_all = reuse is False or torch.is_grad_enabled()
+    if opened.everything:
+        out = None if keep_all else _output_like(call)
+    else:
+        out = attend(call)
+        out = out.clone() if writes else out
+    parts = []
+    for block in _blocks(call, opened, reuse):
+        _run_block(call, block, opened.edits, opened.lenses)
+        if not writes:
+            continue
+        part = mix(call, block)
+        if out is None:
+            parts.append(part)
+        elif block.heads is None:
+            out[:, :, block.start : block.stop] = part
+        else:
+            out[:, block.heads, block.start : block.stop] = part
+    if out is None:
+        return torch.cat(parts, 2)
+    return out
+
+
+def _output_like(call: Call) -> Tensor:
+    batch, heads, length, _ = call.q.shape
+    return call.q.new_empty(batch, length, heads, call.v.shape[3]).transpose(1, 2)
+
+
+def _blocks(call: Call, opened: _Opened, reuse: bool | None) -> Any:
+    size = call.extra.get("block_rows")
+    return row_blocks(call, heads=opened.heads, rows=opened.rows, block_rows=size, reuse=reuse)
+
+
+def _run_block(call: Call, block: RowBlock, edits: Sequence[Edit], lenses: Sequence[Lens]) -> None:
+    call.annotate(block)
+    for edit in edits:
+        if defines(edit, "scores"):
+            block.scores = _replaced(edit, edit.scores(block), block.scores)  # type: ignore[attr-defined]
+    _tell(lenses, "scores", block)
+    softmax(call, block)
+    for edit in edits:
+        if defines(edit, "weights"):
+            new = edit.weights(block)  # type: ignore[attr-defined]
+            if new is not None:
+                block.weights = _replaced(edit, new, block.weights)
+    _tell(lenses, "weights", block)
+
+
+def _survey(call: Call, edit: Edit, opened: _Opened, earlier: Sequence[Edit]) -> None:
+    """Show `edit` all weights as the edits before it left them."""
+    with torch.no_grad():
+        for block in _blocks(call, opened, None):
+            _run_block(call, block, earlier, ())
+            edit.survey(block)  # type: ignore[attr-defined]

@@ -1,0 +1,120 @@
+"""What a lens or an edit is: a few optional methods that the runtime calls at the stages of attention."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regard.runtime.tally import Tally
+
+if TYPE_CHECKING:
+    from regard.runtime.anatomy import Anatomy
+    from regard.runtime.call import Call
+    from regard.runtime.site import Point
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a lens or edit asks of one attention call.
+
+    Attributes:
+        heads: the query heads it needs, or None for all of them.
+        rows: the query range `(start, stop)` it needs, as array indices of this call, or None for all.
+    """
+
+    heads: Sequence[int] | None = None
+    rows: tuple[int, int] | None = None
+
+
+EVERYTHING = Wanted()
+
+
+class Stage:
+    """Base of `Lens` and `Edit`: every method below is optional, and is only called where defined.
+
+        wants(call) -> None | Wanted           which calls, heads and rows; default: everything
+        points(anatomy) -> iterable of Point   which points `hidden` is called at; default: none
+        prepare(run, kwargs)                   before each forward of the model; may change `kwargs`
+        inputs(call)                           call.q, call.k, call.v are set
+        scores(block)                          block.scores are set, scaled and masked, before softmax
+        weights(block)                         block.weights are set
+        head_outputs(call)                     call.head_outputs are set, [B, H, T, Dv]
+        hidden(point, x, run)                  at the points asked for
+        end_call(call)                         after an attention call
+        step(run, tokens)                      after each generated token; tokens [B]
+
+    A lens' methods return nothing. An edit's `inputs` returns (q, k, v), `scores`, `weights`,
+    `head_outputs` and `hidden` return the new tensor; None leaves it as it was.
+    """
+
+    def wants(self, call: Call) -> Wanted | None:
+        return EVERYTHING
+
+    def points(self, anatomy: Anatomy) -> Iterable[Point]:
+        return ()
+
+
+STAGE_METHODS = (
+    "prepare",
+    "inputs",
+    "scores",
+    "weights",
+    "head_outputs",
+    "hidden",
+    "end_call",
+    "step",
+)
+
+
+def defines(stage: Stage, method: str) -> bool:
+    """Whether a lens or edit has the optional `method`."""
+    return callable(getattr(stage, method, None))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lens(Stage):
+    """Reads a stage. Options are the fields of the subclass; what was seen is kept in `tally`.
+
+    Attributes:
+        name: under which a session keeps the result; needed where two lenses of one class are used.
+        before: read what arrived, before all edits, rather than what the model uses.
+    """
+
+    name: str | None = None
+    before: bool = False
+    tally: Tally = field(default_factory=Tally, init=False, repr=False)
+
+    def fresh(self) -> Lens:
+        """Return a copy with the same options that has seen nothing."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "tally", Tally())
+        return twin
+
+    def merge(self, other: Lens) -> None:
+        """Add what `other`, a lens of the same class and options, has seen."""
+        self.tally.merge(other.tally)
+
+    def result(self) -> Any:
+        """Return what was seen so far; raises `NothingObserved` where nothing was."""
+        raise NotImplementedError(f"{type(self).__name__} has no result()")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit(Stage):
+    """Changes a stage, and returns the new value.
+
+    Besides the methods of `Stage` an edit may define:
+
+        survey(block)            a read-only pass over weights as the edits before it left them, made
+                                 over the whole call before any of its own changes
+        attend(call, inner)      the whole call at once; returns head outputs [B, H, T, Dv];
+                                 `inner(call)` computes what would have happened, any number of times
+    """
+
+
+Inner = Callable[["Call"], torch.Tensor]
+__all__ = ["EVERYTHING", "STAGE_METHODS", "Edit", "Inner", "Lens", "Stage", "Wanted", "defines"]
