@@ -24,9 +24,12 @@ NEGATIVE = (178, 58, 38)
 
 
 def draw(table: HeadTable, column: str, path: str | Path | None = None) -> Figure:
-    """Draw one column, a panel a kind of site, on one colour scale; see `HeadTable.plot`."""
+    """Draw one column, a panel a kind of site, on one colour scale; see `HeadTable.plot`.
+
+    The figure is taken out of pyplot's list, so that a notebook shows it once.
+    """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import pyplot
     except ImportError as missing:
         raise RegardError('plot() needs matplotlib; run `pip install "regard[plot]"`.') from missing
     grids = {kind: table.grid(column, kind) for kind in table.kinds}
@@ -34,7 +37,8 @@ def draw(table: HeadTable, column: str, path: str | Path | None = None) -> Figur
     widths = [max(2.2, 0.24 * grid.shape[1]) for grid in grids.values()]
     tallest = max(grid.shape[0] for grid in grids.values())
     size = (min(sum(widths) + 2.2, 40.0), min(max(2.6, 0.2 * tallest + 1.4), 40.0))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = pyplot.figure(figsize=size, layout="constrained", facecolor="white")
+    pyplot.close(figure)
     axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
     for axis, (kind, grid) in zip(axes, grids.items(), strict=True):
         image = axis.imshow(
@@ -45,7 +49,7 @@ def draw(table: HeadTable, column: str, path: str | Path | None = None) -> Figur
             aspect="auto",
             interpolation="nearest",
         )
-        axis.set_facecolor("#eeeeee")
+        axis.set_facecolor("#c8c8c8")
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -118,7 +122,7 @@ def scale(values: Grid) -> tuple[float, float]:
 def colour(value: float, low: float, high: float) -> str:
     """Return the colour of a value: white to blue, negatives to red, grey where not observed."""
     if not np.isfinite(value):
-        return "#eeeeee"
+        return "#c8c8c8"
     end = NEGATIVE if value < 0 else DARK
     share = min(1.0, abs(value) / (abs(low) if value < 0 else high))
     mixed = (round(a + (b - a) * share) for a, b in zip(LIGHT, end, strict=True))

@@ -209,7 +209,7 @@ def test_plot_is_labelled(tmp_path):
 
 
 def test_plot_needs_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RegardError, match="regard\\[plot\\]"):
         ragged().plot()
 
@@ -221,7 +221,7 @@ def test_html_is_self_contained_and_escaped():
     assert "http" not in page
     assert 'title="layer 0, head 1: 0.900"' in page
     assert page.count("<details") == 2
-    assert "#eeeeee" in page
+    assert "#c8c8c8" in page
 
 
 def test_wrong_shapes():
