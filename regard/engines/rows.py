@@ -149,7 +149,8 @@ class RowBlock:
     def _entropy(self) -> Tensor:
         if not self._pristine:
             return stats.entropy(self.weights)
-        return stats.softmax_entropy(self.scores, self.weights, self.logsumexp, self._scratch)
+        whole = self.call is not None and self.call.sink_logits is None
+        return stats.softmax_entropy(self.scores, self.weights, self.logsumexp, self._scratch, whole)
 
     def set_softmax(self, weights: Tensor) -> None:
         """Set `weights` to the softmax of `scores`: statistics may then use both."""

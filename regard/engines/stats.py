@@ -26,20 +26,30 @@ def entropy(weights: Tensor) -> Tensor:
 def logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log of the softmax denominator [B, H, R] of rows whose softmax is already known.
 
-    As weights = exp(scores - lse), any one column gives lse; the largest does without underflow.
+    As weights = exp(scores - lse), any one column gives lse; the largest does without underflow. A row
+    that sees nothing but a sink logit has no such column: its value is finite and means nothing.
     """
-    return scores.amax(-1) - weights.amax(-1).log()
+    return scores.amax(-1) - weights.amax(-1).clamp_min(torch.finfo(weights.dtype).tiny).log()
 
 
-def softmax_entropy(scores: Tensor, weights: Tensor, lse: Tensor, scratch: Tensor | None = None) -> Tensor:
+def softmax_entropy(
+    scores: Tensor,
+    weights: Tensor,
+    lse: Tensor,
+    scratch: Tensor | None = None,
+    rows_sum_to_one: bool = False,
+) -> Tensor:
     """Return the entropy of weights = exp(scores - lse) without a logarithm a weight, [B, H, R].
 
     -sum w log w = lse * sum w - sum w * scores. Accurate to about 1e-6 times the largest score.
 
     Args:
         scratch: memory of the shape of `scores` to work in.
+        rows_sum_to_one: whether no sink logit takes a share.
     """
-    if torch.is_grad_enabled() and weights.requires_grad:
-        return lse * weights.sum(-1) - (weights * scores).sum(-1)
-    product = torch.mul(weights, scores, out=scratch) if scratch is not None else weights * scores
-    return lse * weights.sum(-1) - product.sum(-1)
+    if scratch is None or (torch.is_grad_enabled() and weights.requires_grad):
+        product = weights * scores
+    else:
+        product = torch.mul(weights, scores, out=scratch)
+    mean_score = product.sum(-1)
+    return lse * (1.0 if rows_sum_to_one else weights.sum(-1)) - mean_score

@@ -195,7 +195,7 @@ class KeepHead(Lens):
         object.__setattr__(self, "head", head)
 
     def wants(self, call: Any) -> Wanted | None:
-        return Wanted(heads=(self.head,)) if call.site is self.site else None  # type: ignore[attr-defined]
+        return Wanted(heads=(self.head,)) if call.site.alias == self.site.alias else None  # type: ignore[attr-defined]
 
     def weights(self, block: Any) -> None:
         call = block.call
