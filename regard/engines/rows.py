@@ -136,6 +136,11 @@ class RowBlock:
         """Entropy of each row of weights in nats, [B, H', R]; a sink logit's share is not counted."""
         return self._once("entropy", self._entropy)
 
+    @property
+    def row_sum(self) -> Tensor:
+        """Sum of each row of weights, [B, H', R]: under 1 where a sink logit takes a share."""
+        return self._once("row_sum", self._row_sum)
+
     def _once(self, name: str, compute: Any) -> Any:
         if name not in self._memo:
             self._memo[name] = compute()
@@ -145,6 +150,11 @@ class RowBlock:
         if self._pristine and self._weights is not None:
             return stats.logsumexp(self.scores, self.weights)
         return torch.logsumexp(self.scores, -1)
+
+    def _row_sum(self) -> Tensor:
+        if self._pristine and self.call is not None and self.call.sink_logits is None:
+            return self.weights.new_ones(()).expand(self.weights.shape[:3])
+        return stats.row_sum(self.weights)
 
     def _entropy(self) -> Tensor:
         if not self._pristine:

@@ -53,3 +53,68 @@ def softmax_entropy(
         product = torch.mul(weights, scores, out=scratch)
     mean_score = product.sum(-1)
     return lse * (1.0 if rows_sum_to_one else weights.sum(-1)) - mean_score
+
+
+def row_sum(weights: Tensor) -> Tensor:
+    """Return the sum of each row of `weights` [B, H, R, K], [B, H, R]."""
+    return weights.sum(-1)
+
+
+def span_mass(weights: Tensor, span: Tensor) -> Tensor:
+    """Return how much of each row falls on a span of keys, [B, H, R].
+
+    Args:
+        weights: [B, H, R, K].
+        span: bool [B|1, K].
+    """
+    column = span.to(weights.dtype)[:, None, :, None].expand(weights.shape[0], weights.shape[1], -1, 1)
+    return torch.matmul(weights, column)[..., 0]
+
+
+def top_keys(weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the `k` heaviest keys of each row of `weights` [B, H, R, K], heaviest first.
+
+    Returns:
+        Their weights and their indices, both [B, H, R, min(k, K)].
+    """
+    values, index = torch.topk(weights, min(k, weights.shape[-1]), dim=-1)
+    return values, index
+
+
+def diagonal(weights: Tensor, offset: int) -> tuple[Tensor, int]:
+    """Return weights[..., r, r + offset] for all r where that key exists, and the first such r.
+
+    Args:
+        weights: [B, H, R, K].
+        offset: may be negative.
+
+    Returns:
+        A view [B, H, L], and the row it starts at; L may be 0.
+    """
+    rows, keys = weights.shape[-2:]
+    first = min(max(0, -offset), rows)
+    if offset >= keys or -offset >= rows:
+        return weights[..., 0, :0], first
+    return weights.diagonal(offset, -2, -1), first
+
+
+def pair_mass(weights: Tensor, pairs: list[Tensor]) -> Tensor:
+    """Return the sum of `weights` [B, H, R, K] over chosen (row, key) pairs, [B, H].
+
+    Args:
+        pairs: for each sequence, integer indices [n] into its R * K weights, row * K + key.
+    """
+    heads = weights.shape[1]
+    flat = weights.reshape(weights.shape[0], heads, -1)
+    sums = [
+        flat[b].index_select(1, index).sum(1) if len(index) else flat.new_zeros(heads)
+        for b, index in enumerate(pairs)
+    ]
+    return torch.stack(sums)
+
+
+def masked_mass(weights: Tensor, mask: Tensor) -> Tensor:
+    """Return the sum of `weights` [B, H, R, K] where `mask` bool [B|1, R, K] is True, [B, H]."""
+    batch, heads = weights.shape[:2]
+    column = mask.to(weights.dtype).flatten(1)[..., None].expand(batch, -1, 1)
+    return torch.bmm(weights.reshape(batch, heads, -1), column)[..., 0]
