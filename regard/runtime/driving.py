@@ -42,11 +42,14 @@ def drive(attachment: Attachment) -> list[Callable[[], None]]:
 
 
 def _refuse_compiled(root: nn.Module) -> None:
-    if type(root).__name__ == "OptimizedModule" or getattr(root, "_compiled_call_impl", None) is not None:
-        raise UnsupportedModel(
-            f"{type(root).__name__} is compiled by torch.compile, and a compiled graph cannot be opened; "
-            "use the model as it was before compiling."
-        )
+    for name, module in root.named_modules():
+        compiled = type(module).__name__ == "OptimizedModule"
+        compiled |= hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        if compiled or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModel(
+                f"{name or type(root).__name__} is compiled by torch.compile, and a compiled graph cannot "
+                "be opened; use the model as it was before compiling."
+            )
 
 
 def _wrap(root: nn.Module, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
@@ -54,6 +57,7 @@ def _wrap(root: nn.Module, name: str, wrapper: Callable[..., Any]) -> Callable[[
     had = name in root.__dict__
     original = getattr(root, name)
 
+    @torch.compiler.disable
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs)

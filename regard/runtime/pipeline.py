@@ -1,4 +1,4 @@
-"""What happens in one attention call: edits and lenses at each stage, by the cheapest path that serves them."""
+"""One attention call: edits and lenses at each stage, by the cheapest path that serves them."""
 
 from __future__ import annotations
 
@@ -67,9 +67,13 @@ def perform(call: Call, edits: Sequence[Edit], lenses: Sequence[Lens]) -> Tensor
 
 def reading(stage: Stage) -> AbstractContextManager[Any]:
     """A lens reads without autograd, unless its class says `differentiable = True`."""
-    if isinstance(stage, Lens) and not getattr(stage, "differentiable", False):
+    if isinstance(stage, Lens) and not _differentiable(stage):
         return torch.no_grad()
     return nullcontext()
+
+
+def _differentiable(stage: Stage) -> bool:
+    return bool(getattr(stage, "differentiable", False))
 
 
 def _tell(lenses: Sequence[Lens], method: str, subject: Any) -> None:
@@ -181,6 +185,8 @@ def _softmax_attention(
     opened = _opened(call, edits, lenses, wanted)
     if not opened:
         return attend(call)
+    if torch.is_grad_enabled() and not opened.edits and not any(map(_differentiable, opened.lenses)):
+        return _watched(call, opened)
     reuse = False if torch.is_grad_enabled() and opened.edits else None
     for count, edit in enumerate(opened.edits):
         if defines(edit, "survey"):
@@ -206,6 +212,15 @@ def _softmax_attention(
             out[:, block.heads, block.start : block.stop] = part
     if out is None:
         return torch.cat(parts, 2)
+    return out
+
+
+def _watched(call: Call, opened: _Opened) -> Tensor:
+    """Attention under autograd as without lenses, so that checkpointing repeats it; then what they read."""
+    out = attend(call)
+    with torch.no_grad():
+        for block in _blocks(call, opened, None):
+            _run_block(call, block, (), opened.lenses)
     return out
 
 

@@ -1,0 +1,114 @@
+"""Every recipe in the documentation runs, and prints what the page says it prints."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import math
+import pkgutil
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import regard
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+TOLERANCE = 0.02
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A python block, the line it starts on, and the `text` block right after it, if there is one."""
+
+    code: str
+    line: int
+    printed: str | None
+
+
+def recipes(page):
+    """The python blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    blocks = list(FENCE.finditer(text))
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] != "python":
+            continue
+        follows = after is not None and after[1] == "text"
+        follows = follows and not text[block.end() : after.start()].strip()
+        line = text[: block.start()].count("\n") + 1
+        yield Recipe(block[2], line, after[2] if follows else None)
+
+
+def differences(shown, printed):
+    """Sentences about lines of a page that are not what was printed; numbers may differ by 2 %."""
+    wanted, found = ([" ".join(x.split()) for x in t.strip().splitlines()] for t in (shown, printed))
+    if len(wanted) != len(found):
+        yield f"{len(wanted)} lines shown, {len(found)} printed:\n{printed}"
+        return
+    for want, got in zip(wanted, found, strict=True):
+        numbers = [[float(n) for n in NUMBER.findall(line)] for line in (want, got)]
+        near = len(numbers[0]) == len(numbers[1]) and all(
+            math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE / 10)
+            for a, b in zip(*numbers, strict=True)
+        )
+        if not near or NUMBER.sub("#", want) != NUMBER.sub("#", got):
+            yield f"shown:   {want}\nprinted: {got}"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_run(page, tmp_path, monkeypatch, registries):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": f"docs.{page.stem}"}
+    wrong = []
+    for recipe in recipes(page):
+        out = io.StringIO()
+        place = f"{page.name}, line {recipe.line}"
+        with contextlib.redirect_stdout(out):
+            exec(compile("\n" * recipe.line + recipe.code, str(page), "exec"), names)
+        if recipe.printed is not None:
+            wrong += [f"{place}:\n{d}" for d in differences(recipe.printed, out.getvalue())]
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.fixture
+def registries():
+    """What a recipe registers is forgotten afterwards."""
+    found = {name: getattr(importlib.import_module(name), "REGISTRY", None) for name in modules()}
+    kept = {name: dict(registry) for name, registry in found.items() if registry is not None}
+    yield
+    for name, before in kept.items():
+        found[name].clear()
+        found[name].update(before)
+
+
+def modules():
+    """Names of all modules of the package."""
+    return ["regard", *(m.name for m in pkgutil.walk_packages(regard.__path__, "regard."))]
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if not n.endswith("__main__")])
+def test_docstring_examples_run(name):
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_differences_are_seen():
+    assert not list(differences("a 0.501 b\n", "a  0.500 b"))
+    assert list(differences("a 0.60 b", "a 0.50 b"))
+    assert list(differences("a 0.50 b", "c 0.50 b"))
+    assert list(differences("a", "a\nb"))
+    assert list(differences("1 2", "1"))
