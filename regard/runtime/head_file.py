@@ -42,9 +42,7 @@ def read(path: str | Path) -> dict[str, Any]:
         return {
             "sites": tuple(content["sites"]),
             "heads": np.array(content["heads"], dtype=np.int64),
-            "columns": {
-                k: np.array([_from_json(x) for x in v]) for k, v in content["columns"].items()
-            },
+            "columns": {k: np.array([_from_json(x) for x in v]) for k, v in content["columns"].items()},
             "about": content["about"],
         }
     except OSError as failure:

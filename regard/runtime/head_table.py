@@ -188,9 +188,7 @@ class HeadTable:
         known = [i for i in order if not np.isnan(values[i])]
         return [(self.sites[i], int(self.heads[i]), float(values[i])) for i in known[: _count(k)]]
 
-    def rank_correlation(
-        self, other: HeadTable, column: str, *, other_column: str | None = None
-    ) -> float:
+    def rank_correlation(self, other: HeadTable, column: str, *, other_column: str | None = None) -> float:
         """Return Spearman's rank correlation over the heads that both tables have observed.
 
         Equal values share their mean rank. NaN where either column is constant.
@@ -276,11 +274,7 @@ class HeadTable:
                 )
         source = random.Random(seed)
         return [
-            [
-                head
-                for site, count in need.items()
-                for head in sorted(source.sample(pools[site], count))
-            ]
+            [head for site, count in need.items() for head in sorted(source.sample(pools[site], count))]
             for _ in range(_count(n))
         ]
 

@@ -46,6 +46,7 @@ class Session:
         for stage in stages:
             if not isinstance(stage, Stage):
                 raise RegardError(f"{stage!r} is neither a Lens nor an Edit.")
+        for stage in (*self.edits, *self.lenses.values()):
             check = getattr(stage, "check", None)
             if check is not None:
                 check(self.anatomy)
@@ -113,7 +114,7 @@ class Session:
 
     @property
     def unreachable(self) -> list[tuple[str, str]]:
-        """(module name, class name) of attention modules that compute attention where regard cannot see it."""
+        """(module name, class name) of attention modules that regard cannot see into."""
         return list(self.anatomy.unreachable)
 
     def lens(self, key: str | type[Lens]) -> Lens:
@@ -168,7 +169,7 @@ class Session:
         return next(iter(session.lenses.values())).tally.get("weights")[site.alias][-1]
 
     def save(self, path: str) -> None:
-        """Write everything the lenses have seen to a safetensors file; `regard.runtime.load_seen` reads it."""
+        """Write what the lenses have seen to a safetensors file; `regard.runtime.load_seen` reads it."""
         from regard.runtime.store import save_seen
 
         save_seen(path, self.lenses, about={"model": type(self.root).__name__})

@@ -91,9 +91,7 @@ class Table:
             cells = "".join(f"<td>{html.escape(shown(value))}</td>" for value in row.values())
             body.append(f"<tr>{cells}</tr>")
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
-        return (
-            f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        )
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
     def to_csv(self, path: str | Path) -> None:
         """Write comma-separated values with a header; what is not a number is left empty."""
@@ -132,9 +130,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         if value.is_integer() and abs(value) >= 1000:
             return f"{value:.0f}"
-        return (
-            f"{value:.3f}" if abs(value) < 1000 and not 0 < abs(value) < 0.0005 else f"{value:.3g}"
-        )
+        return f"{value:.3f}" if abs(value) < 1000 and not 0 < abs(value) < 0.0005 else f"{value:.3g}"
     return str(value)
 
 

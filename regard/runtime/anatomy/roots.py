@@ -23,7 +23,7 @@ def root_of(model: nn.Module) -> nn.Module:
             f"regard needs a torch.nn.Module, and got {type(model).__name__}; of a pipeline, give its .model."
         )
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+        model = model.get_base_model()  # type: ignore[operator]
     if isinstance(model, PreTrainedModel):
         return model
     outermost: list[nn.Module] = []

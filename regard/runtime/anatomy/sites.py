@@ -47,7 +47,7 @@ def main_kind(sites: list[Site]) -> str:
 
 
 @cache
-def _route(cls: type[nn.Module]) -> Route | None:
+def _route(cls: Any) -> Route | None:
     from transformers import PreTrainedModel
 
     if issubclass(cls, PreTrainedModel) or cls.__module__.startswith("torch."):
@@ -55,7 +55,7 @@ def _route(cls: type[nn.Module]) -> Route | None:
     names: set[str] = set()
     for attribute in dir(cls):
         if not hasattr(nn.Module, attribute) or attribute == "forward":
-            function = inspect.unwrap(inspect.getattr_static(cls, attribute, None))  # type: ignore[arg-type]
+            function = inspect.unwrap(inspect.getattr_static(cls, attribute, None))
             for code in _codes(getattr(function, "__code__", None)):
                 names.update(code.co_names)
     if "ALL_ATTENTION_FUNCTIONS" in names:
