@@ -79,12 +79,13 @@ def test_recipes_run(page, tmp_path, monkeypatch, registries):
 @pytest.fixture
 def registries():
     """What a recipe registers is forgotten afterwards."""
-    found = {name: getattr(importlib.import_module(name), "REGISTRY", None) for name in modules()}
-    kept = {name: dict(registry) for name, registry in found.items() if registry is not None}
+    homes = [importlib.import_module(n) for n in modules() if n.endswith((".registry", ".mechanism"))]
+    found = [d for m in homes for n, d in vars(m).items() if n.isupper() and isinstance(d, dict)]
+    kept = [dict(registry) for registry in found]
     yield
-    for name, before in kept.items():
-        found[name].clear()
-        found[name].update(before)
+    for registry, before in zip(found, kept, strict=True):
+        registry.clear()
+        registry.update(before)
 
 
 def modules():

@@ -9,9 +9,7 @@ HEAVY = ("torch", "transformers", "numpy", "matplotlib", "gguf", "pandas")
 def loaded_after(code):
     """Heavy packages that are loaded in a fresh Python after `code`."""
     script = f"{code}\nimport sys\nprint('|'.join(n for n in {HEAVY!r} if n in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 

@@ -23,7 +23,7 @@ ORDER = (
 )
 EVERYWHERE = {"errors", "registry"}
 SYSTEMS = ("attention", "models", "lens", "edit", "objectives", "studies")
-SHARED = {"mechanism", "registry", "base", "select", "common", "warp", "compare"}
+REGISTERS = {"lens", "edit", "mechanism", "model", "objective", "study"}
 MAY_USE_TRANSFORMERS = {"runtime", "models", "objectives", "tasks", "weights", "cli"}
 
 
@@ -53,6 +53,27 @@ def imported(path, root=ROOT):
             yield from (f"{stem}.{alias.name}" for alias in node.names)
 
 
+def registers(path):
+    """Whether a file is a system: it registers a class or function; the others are shared parts."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(
+        isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id in REGISTERS
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        for mark in node.decorator_list
+    )
+
+
+def systems(root=ROOT):
+    """(folder, file stem) of every system."""
+    return {
+        place(path.relative_to(root).with_suffix("").parts)
+        for folder in SYSTEMS
+        for path in (root / folder).rglob("*.py")
+        if registers(path)
+    }
+
+
 def place(parts):
     """Layer and system of a dotted name's parts after `regard`: ('lens', 'sinks')."""
     return (parts[0] if parts else "", parts[1] if len(parts) > 1 else "")
@@ -60,6 +81,13 @@ def place(parts):
 
 def faults(root=ROOT):
     """Sentences about every import that goes the wrong way."""
+    known = systems(root)
+    files = {place(p.relative_to(root).with_suffix("").parts) for p in root.rglob("*.py")}
+
+    def crosses(folder, other):
+        """Whether this is a system, or a name taken from the folder's `__init__`, which holds them all."""
+        return (folder, other) in known or (folder in SYSTEMS and other and (folder, other) not in files)
+
     names = {p.stem for p in root.rglob("*.py")} | {p.name for p in root.rglob("*") if p.is_dir()}
     for path in sorted(root.rglob("*.py")):
         here = path.relative_to(root).with_suffix("").parts
@@ -77,28 +105,24 @@ def faults(root=ROOT):
                 yield f"{path.relative_to(root)} imports {name}: {target} has no place in the order"
             elif ORDER.index(target) > ORDER.index(layer):
                 yield f"{path.relative_to(root)} imports {name}: {layer} stands above {target}"
-            elif sideways(layer, system, target, other, names):
+            elif target == layer and system not in {other, "__init__"} and crosses(target, other):
                 yield f"{path.relative_to(root)} imports {name}: a system imports no other system"
-
-
-def sideways(layer, system, target, other, names):
-    """Whether one system of a folder imports another system of the same folder."""
-    return (
-        target == layer
-        and layer in SYSTEMS
-        and system != "__init__"
-        and other in names
-        and other not in {system, "__init__", *SHARED}
-    )
 
 
 def test_imports_go_one_way():
     assert list(faults()) == []
 
 
+def test_systems_are_recognised():
+    assert {"lens", "edit", "attention"} <= {folder for folder, _ in systems()}
+
+
 def test_every_folder_has_a_place():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.rglob("*.py"))}
     assert folders <= set(ORDER)
+
+
+SYSTEM = '@lens("entropy")\nclass Entropy: ...\n'
 
 
 @pytest.mark.parametrize(
@@ -109,6 +133,9 @@ def test_every_folder_has_a_place():
         ("runtime/run.py", "from ..lens.sinks import Sinks", "runtime stands above lens"),
         ("lens/sinks.py", "from regard.lens.entropy import x", "no other system"),
         ("lens/sinks.py", "from .entropy import x", "no other system"),
+        ("lens/sinks.py", "from regard.lens import Entropy", "no other system"),
+        ("lens/base.py", "from regard.lens.entropy import x", "no other system"),
+        ("lens/__init__.py", "from regard.lens.entropy import x", None),
         ("engines/rows.py", "import transformers", "imports transformers"),
         ("edit/scale.py", "def f():\n    from transformers import x", "imports transformers"),
         ("lens/sinks.py", "from regard.runtime.tally import Tally", None),
@@ -124,7 +151,7 @@ def test_every_folder_has_a_place():
 def test_a_wrong_import_is_seen(tmp_path, file, text, fault):
     for name in ("lens/entropy.py", "lens/sinks.py", "lens/base.py", "cli/__init__.py", file):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text(SYSTEM if name == "lens/entropy.py" else "")
     (tmp_path / "runtime").mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
     found = list(faults(tmp_path))

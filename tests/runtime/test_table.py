@@ -13,9 +13,7 @@ from regard.runtime.table import Table, shown
 
 
 def sample():
-    return Table(
-        {"site": ["text.0", "<b>"], "mass": torch.tensor([0.5, float("nan")]), "n": [3, 12]}
-    )
+    return Table({"site": ["text.0", "<b>"], "mass": torch.tensor([0.5, float("nan")]), "n": [3, 12]})
 
 
 def test_text_is_aligned_and_plain():
