@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import regard
 from regard.errors import UnsupportedModel
 from regard.runtime import Edit, Lens
+from regard.runtime.anatomy import anatomy_of, root_of
 
 IDS = torch.arange(3, 21).view(2, 9)
 
@@ -77,6 +78,39 @@ def test_a_model_offloaded_to_disk():
     places = {**dict.fromkeys(parts, "cpu"), "model.layers.1": "disk"}
     with tempfile.TemporaryDirectory() as folder:
         same(dispatch_model(model, places, main_device="cpu", offload_dir=folder, force_hooks=True))
+
+
+def lora():
+    from peft import LoraConfig, get_peft_model
+
+    options = LoraConfig(target_modules=["q_proj", "o_proj"], r=2, init_lora_weights=False)
+    return get_peft_model(tiny(), options).eval()
+
+
+def test_a_model_with_adapters():
+    model = lora()
+    same(model)
+    arguments = {"input_ids": IDS, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(**arguments)
+    with regard.watch(model, Rows()) as seen:
+        assert torch.equal(model.generate(**arguments), plain)
+    assert set(seen.called.values()) == {4}
+
+
+def test_an_adapter_counts_in_the_output_weight():
+    model = lora()
+    anatomy = anatomy_of(root_of(model))
+    projection = anatomy.output_projection(anatomy.site(0))
+    x = torch.randn(5, 32)
+    split = torch.einsum("thd,mhd->tm", x.view(5, 4, 8), anatomy.output_weight(anatomy.site(0)))
+    torch.testing.assert_close(split, projection(x))
+
+
+def test_a_quantised_output_weight_is_refused():
+    model = torch.ao.quantization.quantize_dynamic(tiny(), {torch.nn.Linear}, dtype=torch.qint8)
+    anatomy = anatomy_of(model)
+    with pytest.raises(UnsupportedModel, match="quantised"):
+        anatomy.output_weight(anatomy.site(0))
 
 
 def test_a_model_in_a_data_parallel_wrapper():
