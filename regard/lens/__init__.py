@@ -1,0 +1,31 @@
+"""Lenses: what can be measured while a model runs, one file a measurement."""
+
+from regard.lens.column_mass import ColumnMass
+from regard.lens.duplicate_token import DuplicateToken
+from regard.lens.entropy import Entropy
+from regard.lens.head_output_norm import HeadOutputNorm
+from regard.lens.induction import Induction
+from regard.lens.mean_distance import MeanDistance
+from regard.lens.patterns import Patterns
+from regard.lens.previous_token import PreviousToken
+from regard.lens.registry import LENSES, find_lens, lens
+from regard.lens.residual_norm import ResidualNorm
+from regard.lens.sinks import Sinks
+from regard.lens.value_norm import ValueNorm
+
+__all__ = [
+    "LENSES",
+    "ColumnMass",
+    "DuplicateToken",
+    "Entropy",
+    "HeadOutputNorm",
+    "Induction",
+    "MeanDistance",
+    "Patterns",
+    "PreviousToken",
+    "ResidualNorm",
+    "Sinks",
+    "ValueNorm",
+    "find_lens",
+    "lens",
+]

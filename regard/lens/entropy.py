@@ -1,0 +1,48 @@
+"""How spread out attention is.
+
+    H_i  = -sum_j A_ij log A_ij                 nats, in [0, log n_i]
+    h_i  = H_i / log n_i                        in [0, 1]; n_i keys visible to row i, rows with n_i > 1
+
+averaged over rows. The normalised form is the row entropy of "Active-Dormant Attention Heads:
+Mechanistically Demystifying Extreme-Token Phenomena in LLMs" (Guo et al., 2024, arXiv 2410.13835), code
+`LLM/src/entropy.py`, there with n_i = i + 1.
+A sink logit's share is not counted: the sum is over keys. Status: agrees with the official code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regard.engines.rows import RowBlock
+from regard.lens.base import RowMeans
+from regard.lens.registry import lens
+from regard.lens.visible import kept_rows, visible
+
+
+@lens("entropy")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entropy(RowMeans):
+    """Measure the mean entropy of a head's rows.
+
+    Columns: `entropy` in nats, `normalised` by the log of how many keys a row can see.
+    """
+
+    columns = ("entropy", "normalised")
+    definition = "mean over rows of -sum A log A; normalised by log of the visible keys"
+    source = "Guo et al. 2024, arXiv 2410.13835"
+    needs = "no attention was opened"
+
+    def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
+        entropy = block.entropy
+        seen = visible(block).keys[:, block.start : block.stop]
+        keep = kept_rows(block)
+        keep = torch.ones_like(seen) if keep is None else keep.to(seen.dtype)
+        several = keep * (seen > 1)
+        share = several / seen.clamp_min(2).log()
+        rows = torch.stack(torch.broadcast_tensors(keep, share, several))
+        rows = rows.expand(-1, entropy.shape[0], -1)
+        total = torch.einsum("bhr,cbr->ch", entropy, rows[:2])
+        return total, rows[::2].sum((1, 2))[:, None]

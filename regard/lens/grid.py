@@ -1,0 +1,108 @@
+"""A grid of bins that the attention of a growing text is added to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Grid:
+    """Attention of some heads to some sequences, by bins of `width` rows and keys.
+
+    Args:
+        sequences: how many sequences.
+        heads: how many heads.
+        most: at most so many bins a side.
+        device: where it is kept.
+    """
+
+    def __init__(self, sequences: int, heads: int, most: int, device: torch.device) -> None:
+        self.most, self.width = most, 1
+        self.total = torch.zeros(sequences, heads, 0, 0, device=device)
+        self.largest: Tensor | None = None
+        self.rows, self.keys = [0] * sequences, [0] * sequences
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def add(self, sequence: int, part: Tensor, row: int, key: int) -> None:
+        """Add the weights [heads, R, K] of the rows and keys that begin at positions `row` and `key`."""
+        rows, keys = row + part.shape[1], key + part.shape[2]
+        self.rows[sequence] = max(self.rows[sequence], rows)
+        self.keys[sequence] = max(self.keys[sequence], keys)
+        while max(rows, keys) > self.width * self.most:
+            self._widen()
+        self._reach(-(-rows // self.width), -(-keys // self.width))
+        first_row, first_key = row // self.width, key // self.width
+        part = _to_bins(part, row, key, self.width)
+        total, largest = _pooled(part, self.width)
+        place = (
+            sequence,
+            slice(None),
+            slice(first_row, first_row + total.shape[1]),
+            slice(first_key, first_key + total.shape[2]),
+        )
+        self.total[place] += total
+        if self.largest is not None:
+            self.largest[place] = torch.maximum(self.largest[place], largest)
+
+    def follow(self, order: Tensor) -> bool:
+        """Let sequence i continue what was sequence `order[i]`; False where that one was not kept."""
+        source = order[: len(self)].tolist()
+        if any(i >= len(self) for i in source):
+            return False
+        index = torch.tensor(source, device=self.total.device)
+        self.total = self.total.index_select(0, index)
+        self.largest = None if self.largest is None else self.largest.index_select(0, index)
+        self.rows, self.keys = [self.rows[i] for i in source], [self.keys[i] for i in source]
+        return True
+
+    def pattern(self, sequence: int) -> tuple[Tensor, Tensor]:
+        """Return the mean over rows of the mass on each bin, and the largest weight in it, on the CPU."""
+        rows, keys = self.rows[sequence], self.keys[sequence]
+        bins = (slice(None), slice(-(-rows // self.width)), slice(-(-keys // self.width)))
+        total = self.total[sequence][bins].cpu().clone()
+        counts = torch.full((total.shape[1],), float(self.width))
+        if len(counts):
+            counts[-1] = rows - (len(counts) - 1) * self.width
+        largest = total if self.largest is None else self.largest[sequence][bins].cpu()
+        return total / counts[:, None], largest.clone()
+
+    def _widen(self) -> None:
+        if self.largest is None:
+            self.largest = self.total
+        odd = (0, self.total.shape[3] % 2, 0, self.total.shape[2] % 2)
+        self.total = _pooled(F.pad(self.total, odd), 2)[0]
+        self.largest = _pooled(F.pad(self.largest, odd), 2)[1]
+        self.width *= 2
+
+    def _reach(self, rows: int, keys: int) -> None:
+        """Make room for so many bins; at least half as many again where it grows, to copy seldom."""
+        old = self.total.shape[2:]
+        if rows <= old[0] and keys <= old[1]:
+            return
+        grown = [
+            size if need <= size else min(self.most, max(need, size * 3 // 2))
+            for need, size in zip((rows, keys), old, strict=True)
+        ]
+        more = (0, grown[1] - old[1], 0, grown[0] - old[0])
+        self.total = F.pad(self.total, more)
+        self.largest = None if self.largest is None else F.pad(self.largest, more)
+
+
+def _to_bins(part: Tensor, row: int, key: int, width: int) -> Tensor:
+    """Put zeros around `part` so that it begins and ends where bins do."""
+    if width == 1:
+        return part
+    top, left = row % width, key % width
+    return F.pad(part, (left, -(left + part.shape[2]) % width, top, -(top + part.shape[1]) % width))
+
+
+def _pooled(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the sums and the largest of [..., R, K] over bins of `width` by `width`."""
+    if width == 1:
+        return x, x
+    bins = x.unflatten(-1, (-1, width))
+    total, largest = bins.sum(-1), bins.amax(-1)
+    return total.unflatten(-2, (-1, width)).sum(-2), largest.unflatten(-2, (-1, width)).amax(-2)

@@ -1,0 +1,193 @@
+"""How large the residual stream is, block by block: does the first token tower above the rest?
+
+    r_lj   = || residual stream after block l at position j ||_2
+    peak_l = r_ls / max_{j != s} r_lj                 s the first real token
+
+The residual-state peak of "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token
+Phenomena in LLMs" (Guo et al., 2024, arXiv 2410.13835). Taken of what a block hands on, before any final
+norm, where a peak vanishes. Norms in float32, as such values overflow float16.
+Status: agrees with the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regard.errors import NothingObserved, RegardError
+from regard.lens.base import Place, SequenceLens
+from regard.lens.matches import TOKEN_KINDS_NOT
+from regard.lens.registry import lens
+from regard.runtime.anatomy import Anatomy
+from regard.runtime.run import Run
+from regard.runtime.site import Point
+from regard.runtime.table import Table
+from regard.runtime.tally import Tally
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ("first", "others", "largest_other", "largest_other_at", "peak")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as a tally knows it."""
+
+    alias: str
+    kind: str
+    layer: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ResidualNorms:
+    """Norms of the residual stream after each block, averaged over sequences.
+
+    Attributes:
+        table: one row a block: `block`, then `first`, the norm at the first real token; `others`, the
+            mean of the others; `largest_other`, their maximum, and `largest_other_at`, the position where
+            that was largest of all; `peak`, first over largest other.
+    """
+
+    table: Table
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw the norms over the blocks, on a logarithmic scale.
+
+        Args:
+            path: also write the picture there.
+
+        Raises:
+            RegardError: where matplotlib is not installed, or the path cannot be written.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as missing:
+            raise RegardError('plot() needs matplotlib; run `pip install "regard[plot]"`.') from missing
+        figure, axis = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
+        pyplot.close(figure)
+        for name in ("first", "largest_other", "others"):
+            axis.plot(self.table["block"], self.table[name], label=name.replace("_", " "))
+        axis.set_yscale("log")
+        axis.set_ylabel("norm of the residual stream")
+        axis.tick_params(axis="x", rotation=90, labelsize=7)
+        axis.legend(frameon=False)
+        if path is not None:
+            try:
+                figure.savefig(path, dpi=150)
+            except (OSError, ValueError) as failure:
+                raise RegardError(f"cannot write {path}: {failure}.") from failure
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON."""
+        self.table.to_json(path)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+
+@lens("residual-norm")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResidualNorm(SequenceLens):
+    """Measure the norms of the residual stream; the result is a `ResidualNorms`.
+
+    Attributes:
+        kind: which stack of blocks, such as `vision`; default the model's main one.
+    """
+
+    kind: str | None = None
+
+    def wants(self, call: Any) -> None:
+        return None
+
+    def points(self, anatomy: Anatomy) -> Iterable[Point]:
+        """The end of every block that has attention, by the alias of its (first) site."""
+        kind = self.kind or anatomy.main
+        seen: set[int] = set()
+        for site in anatomy.sites:
+            if site.kind != kind:
+                continue
+            block = id(anatomy.block(site.alias))
+            if block not in seen:
+                seen.add(block)
+                yield Point("residual", layer=site.alias)
+
+    def hidden(self, point: Point, x: Tensor, run: Run) -> None:
+        if x.ndim != 3:
+            return
+        alias = str(point.layer)
+        kind, _, layer = alias.rpartition(".")
+        state = self.state(run, Block(alias, kind, int(layer), alias))
+        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+        valid = _valid(run, kind, x.shape[1])
+        if "seen" not in state:
+            state["seen"] = torch.zeros(len(norms), dtype=torch.long, device=x.device)
+            state["first"], state["others"], state["count"] = (norms.new_zeros(len(norms)) for _ in range(3))
+            state["largest"] = norms.new_full((len(norms),), -1.0)
+            state["at"] = torch.zeros_like(state["seen"])
+        real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(x.device)
+        positions = state["seen"][:, None] + real.long().cumsum(1) - 1
+        rest = real & (positions > 0)
+        state["first"] += (norms * (real & (positions == 0))).sum(1)
+        state["others"] += (norms * rest).sum(1)
+        state["count"] += rest.sum(1)
+        largest, index = norms.masked_fill(~rest, -1.0).max(1)
+        better = largest > state["largest"]
+        place = positions.gather(1, index[:, None])[:, 0]
+        state["at"] = torch.where(better, place, state["at"])
+        state["largest"] = torch.maximum(state["largest"], largest)
+        state["seen"] += real.sum(1)
+
+    def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
+        if "seen" not in state:
+            return
+        some = (state["count"] > 0).cpu()
+        found = {name: state[name].cpu().double()[some] for name in ("first", "others", "count", "largest")}
+        count = float(some.sum())
+        tally.mean(place, "first", found["first"].sum(), count)
+        tally.mean(place, "others", (found["others"] / found["count"]).sum(), count)
+        tally.mean(place, "largest", found["largest"].sum(), count)
+        tally.mean(place, "peak", (found["first"] / found["largest"]).sum(), count)
+        if count:
+            best = int(found["largest"].argmax())
+            at = int(state["at"].cpu()[some][best])
+            tally.append(place, "record", [float(found["largest"][best]), at])
+
+    def result(self) -> ResidualNorms:
+        """Return the table.
+
+        Raises:
+            NothingObserved: where no block ran, or none on more than one token.
+        """
+        tally = self.tally.settled()  # type: ignore[attr-defined]
+        found = {name: tally.get(name) for name in ("first", "others", "largest", "peak", "record")}
+        aliases = sorted(found["first"], key=lambda a: (a.rpartition(".")[0], int(a.rpartition(".")[2])))
+        if not aliases:
+            raise NothingObserved("ResidualNorm has seen nothing: no block of the model was run.")
+        columns: dict[str, Any] = {"block": aliases}
+        for name, key in zip(COLUMNS, ("first", "others", "largest", None, "peak"), strict=True):
+            if key is not None:
+                columns[name] = [float(found[key][a]) for a in aliases]
+            else:
+                columns[name] = [max(found["record"].get(a, [[0, -1]]))[1] for a in aliases]
+        return ResidualNorms(Table(columns))
+
+
+def _valid(run: Run, kind: str, length: int) -> Tensor | None:
+    """Return which positions of a stack's present forward are real, bool [B, length], or None for all."""
+    if kind in TOKEN_KINDS_NOT:
+        return None
+    if kind == "encoder" and run.encoder_ids is not None:
+        mask = run.kwargs.get("attention_mask")
+        return mask.bool() if isinstance(mask, Tensor) and mask.shape[1:] == (length,) else None
+    return run.valid_rows(length)
