@@ -113,6 +113,16 @@ def test_a_quantised_output_weight_is_refused():
         anatomy.output_weight(anatomy.site(0))
 
 
+def test_an_offloaded_output_weight_is_refused():
+    from accelerate import cpu_offload
+
+    model = tiny()
+    cpu_offload(model, execution_device="cpu")
+    anatomy = anatomy_of(model)
+    with pytest.raises(UnsupportedModel, match="offloaded"):
+        anatomy.output_weight(anatomy.site(0))
+
+
 def test_a_model_in_a_data_parallel_wrapper():
     same(torch.nn.DataParallel(tiny()))
 

@@ -75,7 +75,7 @@ def projection_weight(module: nn.Module, heads: int) -> Tensor:
     A LoRA adapter on it counted in; a GPT-2 `Conv1D`, which stores it transposed, allowed for.
 
     Raises:
-        UnsupportedModel: for a quantised weight, or a width that the heads do not divide.
+        UnsupportedModel: for a quantised or offloaded weight, or a width that the heads do not divide.
     """
     base = getattr(module, "base_layer", module)
     weight = base.weight
@@ -83,6 +83,11 @@ def projection_weight(module: nn.Module, heads: int) -> Tensor:
         raise UnsupportedModel(
             f"The output projection is a {type(base).__name__} whose weight is no float matrix (quantised?); "
             "load the model unquantised for this measurement."
+        )
+    if weight.is_meta:
+        raise UnsupportedModel(
+            "The output projection's weight is offloaded, and so not in memory when it is needed; keep the "
+            "attention layers in memory for this measurement."
         )
     if base is not module and not getattr(module, "merged", False):
         for adapter in getattr(module, "active_adapters", ()):
