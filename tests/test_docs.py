@@ -35,7 +35,7 @@ def recipes(page):
     """The python blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     blocks = list(FENCE.finditer(text))
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip(blocks, [*blocks[1:], None], strict=False):
         if block[1] != "python":
             continue
         follows = after is not None and after[1] == "text"

@@ -28,6 +28,7 @@ class Call(AttentionInputs):
         causal: whether a row may not see later keys.
         head_outputs: [B, H, T, Dv], set after the mixing of values, before the output projection.
         index: 0 for the first call of this site in this forward, and so on.
+        main: the kind of site that a bare layer number means.
         q_offset, kv_offset: absolute positions of the first query and the first key, padding counted.
     """
 
@@ -36,6 +37,7 @@ class Call(AttentionInputs):
     causal: bool = False
     head_outputs: Tensor | None = None
     index: int = 0
+    main: str = "text"
     q_offset: int = 0
     kv_offset: int = 0
     valid_queries: Tensor | None = None

@@ -59,8 +59,7 @@ def regard_attention(
         run, edits, lenses = stages_for(attachment, site)
         edits = [*permanent_edits(module), *edits]
     call = call_from_interface(run, site, query, key, value, attention_mask, options)
-    call.index = run.calls.get(site.alias, 0)
-    run.calls[site.alias] = call.index + 1
+    _number(call, attachment)
     if _wants_weights(options):
         lenses = [*lenses, _Dense()]
     out = pipeline.perform(call, edits, lenses)
@@ -68,6 +67,14 @@ def regard_attention(
     if weights is not None:
         weights = weights.to(query.dtype)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _number(call: Call, attachment: Attachment | None) -> None:
+    """Count the call within its forward, and tell it what a bare layer number means."""
+    alias = call.site.alias
+    call.index = call.run.calls.get(alias, 0)
+    call.run.calls[alias] = call.index + 1
+    call.main = attachment.anatomy.main if attachment is not None else call.site.kind
 
 
 def stages_for(attachment: Attachment, site: Site) -> tuple[Run, list[Edit], list[Lens]]:
@@ -112,7 +119,6 @@ class SdpaMode(torch.overrides.TorchFunctionMode):
         if flat:
             query, key, value = query[:, None], key[:, None], value[:, None]
         call = call_from_sdpa(run, site, query, key, value, attn_mask, dropout_p, is_causal, scale)
-        call.index = run.calls.get(site.alias, 0)
-        run.calls[site.alias] = call.index + 1
+        _number(call, self.attachment)
         out = pipeline.perform(call, edits, lenses)
         return out[:, 0] if flat else out

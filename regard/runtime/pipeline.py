@@ -14,7 +14,7 @@ from torch import Tensor
 from regard.engines.rows import RowBlock, attend, mix, row_blocks, softmax
 from regard.errors import ShapeMismatch
 from regard.runtime.call import Call
-from regard.runtime.protocol import Edit, Inner, Lens, Stage, Wanted, defines
+from regard.runtime.protocol import Edit, Inner, Lens, Stage, Wanted, asked, defines
 
 ROW_METHODS = ("scores", "weights", "survey")
 
@@ -42,7 +42,7 @@ def perform(call: Call, edits: Sequence[Edit], lenses: Sequence[Lens]) -> Tensor
     Returns:
         Head outputs [B, H, T, Dv], as the edits left them.
     """
-    wanted = {id(stage): stage.wants(call) for stage in (*edits, *lenses)}
+    wanted = {id(stage): asked(stage, call) for stage in (*edits, *lenses)}
     edits = [e for e in edits if wanted[id(e)] is not None]
     lenses = [lens for lens in lenses if wanted[id(lens)] is not None]
     if edits:
@@ -166,14 +166,14 @@ def _opened(
         [lens for lens in lenses if any(defines(lens, m) for m in ROW_METHODS)],
     )
     wants = [wanted[id(stage)] for stage in (*opened.edits, *opened.lenses)]
-    asked = [w for w in wants if w is not None]
-    if asked and all(w.heads is not None for w in asked):
-        union = sorted({h for w in asked for h in w.heads or ()})
+    given = [w for w in wants if w is not None]
+    if given and all(w.heads is not None for w in given):
+        union = sorted({h for w in given for h in w.heads or ()})
         if len(union) < call.heads:
             opened.heads = torch.tensor(union, device=call.q.device)
-    if asked and all(w.rows is not None for w in asked):
-        start = min(w.rows[0] for w in asked if w.rows)
-        stop = min(call.query_length, max(w.rows[1] for w in asked if w.rows))
+    if given and all(w.rows is not None for w in given):
+        start = min(w.rows[0] for w in given if w.rows)
+        stop = min(call.query_length, max(w.rows[1] for w in given if w.rows))
         if (start, stop) != (0, call.query_length):
             opened.rows = (start, stop)
     return opened

@@ -32,7 +32,10 @@ class PointHooks:
         self.clear()
         places: dict[tuple[nn.Module, str, int], list[tuple[Stage, Point]]] = {}
         for stage in self._ordered():
+            only = getattr(stage, "only", None)
             for point in stage.points(self.attachment.anatomy):
+                if only is not None and not self._among(only, point):
+                    continue
                 place = self.attachment.anatomy.place(point)
                 places.setdefault(place, []).append((stage, point))
         for (module, side, index), served in places.items():
@@ -41,6 +44,9 @@ class PointHooks:
                 self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 self.handles.append(module.register_forward_hook(self._output_hook(served, index)))
+
+    def _among(self, only: frozenset[str], point: Point) -> bool:
+        return point.layer is None or self.attachment.anatomy.site(point.layer).alias in only
 
     def _ordered(self) -> list[Stage]:
         lenses = self.attachment.lenses

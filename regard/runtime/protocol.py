@@ -70,6 +70,12 @@ STAGE_METHODS = (
 )
 
 
+def asked(stage: Stage, call: Call) -> Wanted | None:
+    """Return what `stage` wants of `call`; nothing at sites that its session keeps from it."""
+    only = getattr(stage, "only", None)
+    return stage.wants(call) if only is None or call.site.alias in only else None
+
+
 def defines(stage: Stage, method: str) -> bool:
     """Whether a lens or edit has the optional `method`."""
     return callable(getattr(stage, method, None))
@@ -82,11 +88,13 @@ class Lens(Stage):
     Attributes:
         name: under which a session keeps the result; needed where two lenses of one class are used.
         before: read what arrived, before all edits, rather than what the model uses.
+        only: aliases of the sites that the session lets it see; None for all.
     """
 
     name: str | None = None
     before: bool = False
     tally: Tally = field(default_factory=Tally, init=False, repr=False)
+    only: frozenset[str] | None = field(default=None, init=False, repr=False)
 
     def fresh(self) -> Lens:
         """Return a copy with the same options that has seen nothing."""

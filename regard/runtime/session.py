@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -32,12 +32,22 @@ class Session:
         NothingObserved: on leaving, where no attention call happened.
     """
 
-    def __init__(self, model: nn.Module, stages: Sequence[Stage], spans: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Stage],
+        spans: dict[str, Tensor] | None = None,
+        layers: Iterable[int | str] | None = None,
+    ) -> None:
         self.root = root_of(model)
         self.anatomy = anatomy_of(self.root)
         require_attention(self.anatomy)
         self.edits = [s for s in stages if isinstance(s, Edit)]
         self.lenses = _named([s.fresh() for s in stages if isinstance(s, Lens)])
+        if layers is not None:
+            only = frozenset(self.anatomy.site(layer).alias for layer in layers)
+            for lens in self.lenses.values():
+                object.__setattr__(lens, "only", only)
         self.spans = spans or {}
         self.called: dict[str, int] = {}
         self.last_run: Run | None = None

@@ -47,6 +47,12 @@ class Site:
     cross: bool = False
     heads: int | None = None
 
+    def named(self, layer: int | str | None, main: str) -> bool:
+        """Whether a layer number (of the main stack), an alias or a module name means this site."""
+        if isinstance(layer, int):
+            return self.kind == main and self.layer == layer
+        return layer in (self.alias, self.name)
+
     def __repr__(self) -> str:
         return f"Site({self.alias}: {self.name})"
 

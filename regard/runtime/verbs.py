@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,12 +14,18 @@ from regard.runtime.session import Session
 from regard.runtime.site import Point
 
 
-def watch(model: nn.Module, *lenses: Lens, spans: dict[str, Tensor] | None = None) -> Session:
+def watch(
+    model: nn.Module,
+    *lenses: Lens,
+    layers: Iterable[int | str] | None = None,
+    spans: dict[str, Tensor] | None = None,
+) -> Session:
     """Open a session in which `lenses` read the attention of `model` while it runs.
 
     Args:
         model: any transformers model whose attention regard can reach; it is not changed.
         lenses: what to measure. With none, only which sites are called is noted.
+        layers: numbers in the main stack or aliases that the lenses see; default all.
         spans: name -> bool [B, S], which positions are what; lenses and edits find them in `run.spans`.
 
     Returns:
@@ -26,6 +33,7 @@ def watch(model: nn.Module, *lenses: Lens, spans: dict[str, Tensor] | None = Non
 
     Raises:
         UnsupportedModel: where the model's attention cannot be reached.
+        NoSuchSite: where `layers` names one that is not there.
 
     Example:
         >>> with regard.watch(model, Entropy()) as seen:        # doctest: +SKIP
@@ -35,7 +43,7 @@ def watch(model: nn.Module, *lenses: Lens, spans: dict[str, Tensor] | None = Non
     for lens in lenses:
         if not isinstance(lens, Lens):
             raise RegardError(f"watch takes lenses, and {lens!r} is none; edits go to steer.")
-    return Session(model, lenses, spans)
+    return Session(model, lenses, spans, layers)
 
 
 def steer(model: nn.Module, *edits: Edit | Lens, spans: dict[str, Tensor] | None = None) -> Session:
@@ -66,9 +74,9 @@ def swap(model: nn.Module, mechanism: Any, layers: Iterable[int | str] | None = 
     Returns:
         A context manager; its `keep()` makes the change permanent and returns the model.
     """
-    from regard.runtime.swap import SwapSession
-
-    return SwapSession(model, mechanism, layers)
+    swapping = importlib.import_module("regard.runtime.swap")
+    session: Session = swapping.SwapSession(model, mechanism, layers)
+    return session
 
 
 def patch(model: nn.Module, values: Mapping[Point, Any]) -> Session:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from functools import cache
 from types import CodeType
 from typing import Any
 
@@ -21,6 +20,7 @@ KINDS = (
     ("text", re.compile(r"text_model|language_model|text_encoder|llm\b", re.IGNORECASE)),
 )
 MAIN_ORDER = ("text", "decoder", "encoder", "vision", "audio")
+_ROUTES: dict[type[nn.Module], Route | None] = {}
 HEAD_NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads", "heads")
 
 
@@ -46,8 +46,14 @@ def main_kind(sites: list[Site]) -> str:
     return next((kind for kind in MAIN_ORDER if kind in present), present[0] if present else "text")
 
 
-@cache
-def _route(cls: Any) -> Route | None:
+def _route(cls: type[nn.Module]) -> Route | None:
+    if cls not in _ROUTES:
+        _ROUTES[cls] = _read_route(cls)
+    return _ROUTES[cls]
+
+
+def _read_route(cls: type[nn.Module]) -> Route | None:
+    """Which of the two roads the methods of a class name; their code is looked at, not their source."""
     from transformers import PreTrainedModel
 
     if issubclass(cls, PreTrainedModel) or cls.__module__.startswith("torch."):
