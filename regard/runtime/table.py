@@ -33,10 +33,10 @@ class Table:
 
     Example:
         >>> print(Table({"layer": [0, 1], "sinks": [0.25, 0.5]}))
-         layer  sinks
-        ──────────────
-             0  0.250
-             1  0.500
+         layer   sinks
+        ───────────────
+             0   0.250
+             1   0.500
     """
 
     columns: Mapping[str, Any]
