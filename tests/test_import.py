@@ -21,7 +21,10 @@ def test_import_loads_nothing_heavy():
 def test_help_loads_nothing_heavy():
     help_only = (
         "import sys, regard.cli\n"
-        "try:\n    regard.cli.main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
+        "import contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as shown:\n"
+        "    assert regard.cli.main(['--help']) == 0\n"
+        "assert 'inspect' in shown.getvalue()"
     )
     assert loaded_after(help_only) == ""
 

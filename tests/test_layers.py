@@ -114,7 +114,7 @@ def test_imports_go_one_way():
 
 
 def test_systems_are_recognised():
-    assert {"lens", "edit", "attention"} <= {folder for folder, _ in systems()}
+    assert "lens" in {folder for folder, _ in systems()}
 
 
 def test_every_folder_has_a_place():
