@@ -113,11 +113,12 @@ class SequenceTally(Tally):
         self.records.append(Record(weakref.ref(run), place, state))
 
     def close(self, everything: bool = False) -> None:
-        """Fold the runs that have ended."""
+        """Fold the runs that have ended, or all of them; what goes on after that begins anew."""
         ended = [r for r in self.records if everything or r.run() is None]
         self.records = [r for r in self.records if not everything and r.run() is not None]
         for record in ended:
             self.fold(self, record.place, record.state)
+            record.state.clear()
 
     def settled(self) -> Tally:
         """Return a plain tally of everything seen so far, open runs as they stand now."""
@@ -128,6 +129,8 @@ class SequenceTally(Tally):
         return tally
 
     def merge(self, other: Tally) -> None:
+        """Add everything that `other` has seen, after everything this has."""
+        self.close(everything=True)
         super().merge(other.settled() if isinstance(other, SequenceTally) else other)
 
     def get(self, name: str) -> dict[str, Any]:

@@ -185,6 +185,9 @@ class Patterns(SequenceLens):
             be kept for any to be.
     """
 
+    definition = "the attention weights themselves; beyond max_tokens, rows averaged and keys summed by bins"
+    source = "our choice"
+
     heads: Sequence[tuple[int | str, int]] | None = None
     max_tokens: int | None = None
     sequences: int = 4
@@ -272,7 +275,7 @@ class Patterns(SequenceLens):
             tally.append(place, "peaks", peaks)
             tally.append(place, "about", {"width": grid.width, "heads": list(heads)})
             start, ids = state["pads"][b], state.get("tokens")
-            kept = torch.zeros(0) if ids is None else ids[b, start : start + grid.keys[b]].cpu()
+            kept = torch.zeros(0) if ids is None else ids[b, start : start + grid.keys[b]].cpu().clone()
             tally.append(place, "tokens", kept)
 
     def kept_weights(self, alias: str, head: int, sequence: int) -> Tensor | None:

@@ -105,6 +105,10 @@ class ResidualNorm(SequenceLens):
         kind: which stack of blocks, such as `vision`; default the model's main one.
     """
 
+    definition = "norm of the residual stream after each block; peak: first token / largest other"
+    source = "Guo et al. 2024, arXiv 2410.13835"
+    needs = "no block of the model was run"
+
     kind: str | None = None
 
     def wants(self, call: Any) -> None:
@@ -173,7 +177,7 @@ class ResidualNorm(SequenceLens):
         found = {name: tally.get(name) for name in ("first", "others", "largest", "peak", "record")}
         aliases = sorted(found["first"], key=lambda a: (a.rpartition(".")[0], int(a.rpartition(".")[2])))
         if not aliases:
-            raise NothingObserved("ResidualNorm has seen nothing: no block of the model was run.")
+            raise NothingObserved(f"ResidualNorm has seen nothing: {self.needs}.")
         columns: dict[str, Any] = {"block": aliases}
         for name, key in zip(COLUMNS, ("first", "others", "largest", None, "peak"), strict=True):
             if key is not None:

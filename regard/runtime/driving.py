@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import UnsupportedModel
+from regard.runtime.mask import LazyMask
 from regard.runtime.protocol import defines
 from regard.runtime.run import Run
 
@@ -186,12 +187,24 @@ def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:
         old = run.token_ids[:, :seen] if run.token_ids is not None and seen else None
         run.token_ids = ids if old is None else torch.cat([old.to(ids.device), ids], 1)
     run.valid = None
-    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
+    mask = _padding(mask)
+    if mask is not None and not bool(mask.all()):
         run.valid = mask.bool()
     run.kwargs = kwargs
     run.calls = {}
     run.fed += 1
     return run
+
+
+def _padding(mask: Any) -> Tensor | None:
+    """Return the 2-D mask in what a forward was given: itself, or what `generate()` prepared from it."""
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()), None)
+    if isinstance(mask, LazyMask):
+        if mask.padding is None:
+            return None
+        return mask.padding[:, : mask.q_offset + mask.shape[2]]
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 class _Listener:
