@@ -60,7 +60,9 @@ def test_softmax_entropy_has_a_gradient(scores):
     scores.requires_grad_()
     weights = scores.softmax(-1)
     lse = torch.logsumexp(scores, -1)
-    (fast,) = torch.autograd.grad(stats.softmax_entropy(scores, weights, lse).sum(), scores, retain_graph=True)
+    (fast,) = torch.autograd.grad(
+        stats.softmax_entropy(scores, weights, lse).sum(), scores, retain_graph=True
+    )
     (plain,) = torch.autograd.grad(stats.entropy(weights).sum(), scores)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
