@@ -23,7 +23,7 @@ from regard.engines import stats
 from regard.engines.masks import Mask
 
 BLOCK_BYTES = {"cpu": 6 * 2**20, "cuda": 2**28}
-MIN_ROWS, MAX_ROWS = 16, 256
+MIN_ROWS, MAX_ROWS = 16, 64
 
 
 @dataclass(eq=False)

@@ -54,23 +54,26 @@ class RowMeans(Measure):
 
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
-        """Return sums [columns, H] over the block's rows, and their counts [columns, 1] or [columns, H]."""
+    def measure(self, block: RowBlock) -> Any:
+        """Return what is needed of a block; its tensors must not be views of the block's own."""
+        raise NotImplementedError
+
+    def total(self, call: Call, parts: list[Any]) -> tuple[Tensor, Tensor]:
+        """Return sums [columns, H] over the rows of a call, and their counts [columns, 1 or H].
+
+        Args:
+            parts: what `measure` returned for each of its blocks.
+        """
         raise NotImplementedError
 
     def weights(self, block: RowBlock) -> None:
-        total, count = self.measure(block)
-        state = block.run.state(self, block.site)
-        if "sum" in state:
-            state["sum"][0] += total
-            state["sum"][1] = state["sum"][1] + count
-        else:
-            state["sum"] = [total, count]
+        block.run.state(self, block.site).setdefault("parts", []).append(self.measure(block))
 
     def end_call(self, call: Call) -> None:
-        found = call.run.state(self, call.site).pop("sum", None)
-        if found is not None:
-            self.tally.mean(call.site, "columns", found[0], found[1].cpu())
+        parts = call.run.state(self, call.site).pop("parts", None)
+        if parts:
+            total, count = self.total(call, parts)
+            self.tally.mean(call.site, "columns", total, count.cpu())
 
     def result(self) -> HeadTable:
         """Return one row a head, with the columns that the class lists.

@@ -24,7 +24,7 @@ from torch import Tensor
 from regard.engines.rows import RowBlock
 from regard.errors import NoSuchSite, RegardError
 from regard.lens.base import Place, SequenceLens, head_table
-from regard.lens.columns import add_columns, add_rows, aligned
+from regard.lens.columns import add_columns, aligned, note_columns
 from regard.lens.registry import lens
 from regard.runtime.call import Call
 from regard.runtime.head_table import HeadTable
@@ -103,10 +103,10 @@ class ColumnMass(SequenceLens):
             raise RegardError(f"bins is {self.bins}, and must be at least 2.")
 
     def weights(self, block: RowBlock) -> None:
-        add_columns(self.state(block.run, block.site), block, None)
+        note_columns(self.state(block.run, block.site), block, None)
 
     def end_call(self, call: Call) -> None:
-        add_rows(self.state(call.run, call.site), call)
+        add_columns(self.state(call.run, call.site), call)
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "mass" not in state:

@@ -26,24 +26,33 @@ def first_rows(call: Call, length: int | None) -> Wanted | None:
     return Wanted(rows=(0, stop)) if stop > 0 else None
 
 
-def add_columns(state: dict[str, Any], block: RowBlock, length: int | None, proxy: bool = False) -> None:
-    """Add a block to `state["mass"]`, [B, H, P], and to what `state` says of the rows.
+def call_columns(block: RowBlock, length: int | None = None, proxy: bool = False) -> Tensor:
+    """Return the column sums of a call up to and with this block, [B, H, S]; the same memory throughout.
 
-    P counts positions with padding; `state["pad"]`, [B], is the padding in front.
+    All lenses that ask share one sum.
 
     Args:
         length: rows of this position and later are left out.
         proxy: divide each row of |weights| by its sum first.
     """
     call = block.call
-    if "pad" not in state:
-        state["pad"] = first_real(call)
-    keep = kept_rows(block, length)
-    mass = block.column_sum if keep is block.valid_rows and not proxy else _columns(block, keep, proxy)
-    first, last = call.kv_offset + block.key_start, call.kv_offset + block.key_stop
-    total = room(state, "mass", (*mass.shape[:2], call.kv_offset + call.key_length), mass)
-    total[..., first:last] += mass
-    state["visible"] = [visible(block, length)]
+    key = ("columns", id(call), length, proxy)
+    found = call.extra.get(key)
+    if found is None:
+        shape = (*block.weights.shape[:2], call.key_length)
+        found = call.extra[key] = [block.weights.new_zeros(shape), 0]
+    if block.stop > found[1]:
+        keep = kept_rows(block, length)
+        plain = keep is block.valid_rows and not proxy
+        mass = block.column_sum if plain else _columns(block, keep, proxy)
+        found[0][..., block.key_start : block.key_stop] += mass
+        found[1] = block.stop
+    return found[0]
+
+
+def note_columns(state: dict[str, Any], block: RowBlock, length: int | None, proxy: bool = False) -> None:
+    """Take note of a block, for `add_columns` at the end of the call."""
+    state["call"] = (call_columns(block, length, proxy), visible(block, length))
 
 
 def _columns(block: RowBlock, keep: Tensor | None, proxy: bool) -> Tensor:
@@ -58,14 +67,21 @@ def _columns(block: RowBlock, keep: Tensor | None, proxy: bool) -> Tensor:
     return torch.matmul(share.transpose(2, 3), size)[:, :, 0]
 
 
-def add_rows(state: dict[str, Any], call: Call) -> None:
-    """At the end of a call, add to `state["rows"]`, [B, P], how many rows could see each key."""
-    found = state.pop("visible", None)
-    if found is None:
+def add_columns(state: dict[str, Any], call: Call) -> None:
+    """Add a call to `state["mass"]`, [B, H, P], what each key received, and `state["rows"]`, [B, P].
+
+    The latter says how many rows could see the key. P counts positions with padding; `state["pad"]`,
+    [B], is the padding in front.
+    """
+    if "call" not in state:
         return
-    counts = found[0].rows.expand(call.q.shape[0], -1)
-    total = room(state, "rows", (call.q.shape[0], call.kv_offset + call.key_length), counts)
-    total[:, call.kv_offset : call.kv_offset + call.key_length] += counts
+    mass, seen = state.pop("call")
+    if "pad" not in state:
+        state["pad"] = first_real(call)
+    first, last = call.kv_offset, call.kv_offset + call.key_length
+    room(state, "mass", (*mass.shape[:2], last), mass)[..., first:last] += mass
+    rows = seen.rows.expand(len(mass), -1)
+    room(state, "rows", (len(mass), last), rows)[..., first:last] += rows
 
 
 def aligned(x: Tensor, pad: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 from regard.engines.rows import RowBlock
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
-from regard.lens.visible import kept_rows, visible
+from regard.lens.visible import Visible, visible
+from regard.runtime.call import Call
 
 
 @lens("entropy")
@@ -35,14 +36,15 @@ class Entropy(RowMeans):
     source = "Guo et al. 2024, arXiv 2410.13835"
     needs = "no attention was opened"
 
-    def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
-        entropy = block.entropy
-        seen = visible(block).keys[:, block.start : block.stop]
-        keep = kept_rows(block)
-        keep = torch.ones_like(seen) if keep is None else keep.to(seen.dtype)
+    def measure(self, block: RowBlock) -> tuple[Tensor, Visible]:
+        return block.entropy, visible(block)
+
+    def total(self, call: Call, parts: list[tuple[Tensor, Visible]]) -> tuple[Tensor, Tensor]:
+        entropy = torch.cat([part for part, _ in parts], -1)
+        seen = parts[-1][1].keys[:, : entropy.shape[-1]]
+        keep = torch.ones_like(seen) if call.valid_queries is None else call.valid_queries.to(seen.dtype)
         several = keep * (seen > 1)
         share = several / seen.clamp_min(2).log()
         rows = torch.stack(torch.broadcast_tensors(keep, share, several))
         rows = rows.expand(-1, entropy.shape[0], -1)
-        total = torch.einsum("bhr,cbr->ch", entropy, rows[:2])
-        return total, rows[::2].sum((1, 2))[:, None]
+        return torch.einsum("bhr,cbr->ch", entropy, rows[:2]), rows[::2].sum((1, 2))[:, None]

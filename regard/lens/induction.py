@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from regard.engines.rows import RowBlock
 from regard.lens.base import RowMeans
-from regard.lens.matches import match_mass, tokens_of
+from regard.lens.matches import Matches, match_mass, match_total, tokens_of
 from regard.lens.registry import lens
 from regard.runtime.call import Call
 from regard.runtime.protocol import EVERYTHING, Wanted
@@ -42,7 +41,8 @@ class Induction(RowMeans):
     def wants(self, call: Call) -> Wanted | None:
         return None if tokens_of(call) is None else EVERYTHING
 
-    def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
-        mass, matches = match_mass(block, 1)
-        total = mass.sum(0)
-        return torch.stack([total, matches.chance.expand_as(total)]), matches.rows.expand(2)[:, None]
+    def measure(self, block: RowBlock) -> tuple[Tensor, Matches]:
+        return match_mass(block, 1)
+
+    def total(self, call: Call, parts: list[tuple[Tensor, Matches]]) -> tuple[Tensor, Tensor]:
+        return match_total(parts)

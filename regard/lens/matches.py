@@ -66,6 +66,14 @@ def match_mass(block: RowBlock, shift: int) -> tuple[Tensor, Matches]:
     return pair_mass(block.weights, found.pairs), found
 
 
+def match_total(parts: list[tuple[Tensor, Matches]]) -> tuple[Tensor, Tensor]:
+    """Return the sums [2, H] of mass and of chance over a call's blocks, and their counts [2, 1]."""
+    mass = torch.stack([part for part, _ in parts]).sum((0, 1))
+    chance = torch.stack([matches.chance for _, matches in parts]).sum()
+    rows = torch.stack([matches.rows for _, matches in parts]).sum()
+    return torch.stack([mass, chance.expand_as(mass)]), rows.expand(2)[:, None]
+
+
 def _find(block: RowBlock, shift: int) -> Matches:
     equal = _equal(block, shift)
     each = equal.sum(-1, dtype=torch.float32)

@@ -18,6 +18,7 @@ from torch import Tensor
 from regard.engines.rows import RowBlock
 from regard.engines.stats import masked_mass
 from regard.lens.base import RowMeans
+from regard.lens.columns import call_columns
 from regard.lens.registry import lens
 from regard.runtime.call import Call
 from regard.runtime.protocol import EVERYTHING, Wanted
@@ -41,20 +42,25 @@ class MeanDistance(RowMeans):
         return None if call.site.cross else EVERYTHING
 
     def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
-        call = block.call
-        origin = call.q_offset + block.start
-        queries = torch.arange(block.stop - block.start, device=block.weights.device)
+        if block.call.causal:
+            return block.row_sum, call_columns(block)
+        queries = torch.arange(block.start, block.stop, device=block.weights.device)
         keys = torch.arange(block.key_start, block.key_stop, device=queries.device)
-        keys = keys + (call.kv_offset - origin)
-        row_sum = block.row_sum
+        keys = keys + (block.call.kv_offset - block.call.q_offset)
+        apart = (queries[:, None] - keys[None, :]).abs().to(block.weights.dtype)[None]
         if block.valid_rows is not None:
-            row_sum = row_sum * block.valid_rows[:, None]
-        if call.causal:
-            ahead = (row_sum.sum(0) @ queries.to(row_sum.dtype)).double()
-            total = ahead - block.column_sum.sum(0).double() @ keys.double()
-        else:
-            apart = (queries[:, None] - keys[None, :]).abs().to(row_sum.dtype)[None]
-            if block.valid_rows is not None:
-                apart = apart * block.valid_rows[..., None]
-            total = masked_mass(block.weights, apart).sum(0)
-        return total[None], row_sum.sum((0, 2))[None]
+            apart = apart * block.valid_rows[..., None]
+        return block.row_sum, masked_mass(block.weights, apart)
+
+    def total(self, call: Call, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        rows = torch.cat([part for part, _ in parts], -1)
+        if call.valid_queries is not None:
+            rows = rows * call.valid_queries[:, None]
+        rows = rows.sum(0).double()
+        if not call.causal:
+            return torch.stack([part for _, part in parts]).sum((0, 1))[None], rows.sum(-1)[None]
+        columns = parts[-1][1].sum(0).double()
+        queries = torch.arange(rows.shape[-1], device=rows.device, dtype=rows.dtype)
+        keys = torch.arange(columns.shape[-1], device=rows.device, dtype=rows.dtype)
+        keys += call.kv_offset - call.q_offset
+        return (rows @ queries - columns @ keys)[None], rows.sum(-1)[None]

@@ -19,7 +19,7 @@ from regard.engines.stats import diagonal
 from regard.errors import RegardError
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
-from regard.lens.visible import visible
+from regard.lens.visible import Visible, visible
 from regard.runtime.call import Call
 from regard.runtime.protocol import EVERYTHING, Wanted
 
@@ -48,15 +48,18 @@ class PreviousToken(RowMeans):
     def wants(self, call: Call) -> Wanted | None:
         return None if call.site.cross else EVERYTHING
 
-    def measure(self, block: RowBlock) -> tuple[Tensor, Tensor]:
+    def measure(self, block: RowBlock) -> tuple[Tensor, Visible]:
         call = block.call
         shift = call.q_offset + block.start - self.offset - call.kv_offset - block.key_start
         band, first = diagonal(block.weights, shift)
-        rows = slice(first, first + band.shape[-1])
-        keep = block.query_positions >= self.offset
-        keep = keep if block.valid_rows is None else keep & block.valid_rows
-        seen = visible(block).keys[:, block.start : block.stop]
-        even = (keep / seen.clamp_min(1)).expand(band.shape[0], -1).sum()
-        count = keep.expand(band.shape[0], -1).sum()
-        total = (band * keep[:, None, rows]).sum((0, 2)) if bool(band.shape[-1]) else band.sum((0, 2))
-        return torch.stack([total, even.expand_as(total)]), count.expand(2)[:, None]
+        if block.valid_rows is not None:
+            band = band * block.valid_rows[:, None, first : first + band.shape[-1]]
+        return band.sum((0, 2)), visible(block)
+
+    def total(self, call: Call, parts: list[tuple[Tensor, Visible]]) -> tuple[Tensor, Tensor]:
+        score = torch.stack([part for part, _ in parts]).sum(0)
+        keep = call.query_positions >= self.offset
+        keep = keep if call.valid_queries is None else keep & call.valid_queries
+        even = (keep / parts[-1][1].keys.clamp_min(1)).expand(call.q.shape[0], -1).sum()
+        count = keep.expand(call.q.shape[0], -1).sum()
+        return torch.stack([score, even.expand_as(score)]), count.expand(2)[:, None]

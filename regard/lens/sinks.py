@@ -26,10 +26,9 @@ from torch import Tensor
 from regard.engines.rows import RowBlock
 from regard.errors import RegardError
 from regard.lens.base import Place, SequenceLens, head_table
-from regard.lens.columns import add_columns, add_rows, first_rows
+from regard.lens.columns import add_columns, first_rows, note_columns
 from regard.lens.matches import tokens_of
 from regard.lens.registry import lens
-from regard.lens.visible import kept_rows
 from regard.runtime.call import Call
 from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import Wanted
@@ -109,21 +108,25 @@ class Sinks(SequenceLens):
 
     def weights(self, block: RowBlock) -> None:
         state = self.state(block.run, block.site)
-        add_columns(state, block, self.length, self.proxy)
+        note_columns(state, block, self.length, self.proxy)
         call = block.call
         if "own" not in state:
-            state["own"] = state["mass"].new_zeros(state["mass"].shape[:2])
+            state["own"] = block.weights.new_zeros(block.weights.shape[:2])
             state["own_rows"] = state["own"].new_zeros(len(state["own"]))
             state["eligible"] = torch.zeros_like(state["own_rows"])
             state["bos"] = _begins(call)
-        keep = kept_rows(block, self.length)
-        later = block.query_positions >= (0 if call.site.cross or not call.causal else self.position)
-        state["eligible"] += (later if keep is None else later & keep).sum(1)
         if not call.site.cross:
             _add_own(state, block, self.position, self.proxy)
 
     def end_call(self, call: Call) -> None:
-        add_rows(self.state(call.run, call.site), call)
+        state = self.state(call.run, call.site)
+        add_columns(state, call)
+        later = call.query_positions >= (0 if call.site.cross or not call.causal else self.position)
+        if self.length is not None:
+            later = later & (call.query_positions < self.length)
+        later = later if call.valid_queries is None else later & call.valid_queries
+        if "eligible" in state:
+            state["eligible"] += later.sum(1)
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "mass" not in state:
