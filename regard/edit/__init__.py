@@ -1,0 +1,28 @@
+"""Edits: change attention while a model runs. Those of general use are here."""
+
+from regard.edit.registry import EDITS, edit, find_edit
+from regard.runtime.edits import (
+    EditWeights,
+    ForceAttention,
+    ScaleHeads,
+    ScoreBias,
+    check_row_local,
+    redistribute,
+)
+
+edit("scale-heads")(ScaleHeads)
+edit("edit-weights")(EditWeights)
+edit("force-attention")(ForceAttention)
+edit("score-bias")(ScoreBias)
+
+__all__ = [
+    "EDITS",
+    "EditWeights",
+    "ForceAttention",
+    "ScaleHeads",
+    "ScoreBias",
+    "check_row_local",
+    "edit",
+    "find_edit",
+    "redistribute",
+]
