@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,8 +147,8 @@ def check_factor(name: str, factor: Any, low: float | None = None, high: float |
         if factor.ndim > 1:
             raise RegardError(f"{name} is a tensor of shape {tuple(factor.shape)}; it must be [] or [B].")
         return
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor != factor:
-        raise RegardError(f"{name} is {factor!r}; it must be a number, or a tensor [] or [B].")
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not math.isfinite(factor):
+        raise RegardError(f"{name} is {factor!r}; it must be a number, finite, or a tensor [] or [B].")
     if (low is not None and factor < low) or (high is not None and factor > high):
         raise RegardError(f"{name} is {factor}; it must lie between {low} and {high}.")
 
