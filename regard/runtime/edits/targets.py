@@ -55,13 +55,15 @@ def check_layers(
 
     Raises:
         NoSuchSite: naming what there is.
-        RegardError: for an empty choice.
+        RegardError: for an empty choice, and a head named twice.
     """
     for what, given in (("layers", layers), ("heads", heads)):
         if given is not None and not list(given):
             raise RegardError(f"{edit} was given no {what}; leave {what}= out to mean all of them.")
     if heads is not None and not all(isinstance(head, int) for head in heads):
         raise RegardError(f"{edit} takes heads as numbers, the same in every layer; got {list(heads)!r}.")
+    if heads is not None and len(set(heads)) < len(list(heads)):
+        raise RegardError(f"{edit} names a head twice in {list(heads)!r}; name it once.")
     sites = [s for s in anatomy.sites if s.kind == anatomy.main] if layers is None else None
     for layer in [s.alias for s in sites] if sites is not None else list(layers or ()):
         anatomy.site(layer)

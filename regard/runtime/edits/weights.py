@@ -142,12 +142,7 @@ class ForceAttention(Edit):
         """Which keys the rows are to look at, bool [B|1, R, K]."""
         rows = block.query_positions
         if callable(self.to):
-            chosen = self.to(block)
-            if not isinstance(chosen, Tensor) or chosen.ndim != (3 if chosen.dtype == torch.bool else 2):
-                raise ShapeMismatch(
-                    "ForceAttention's function returns int64 positions [B|1, R] or bool keys [B|1, R, K], "
-                    f"not {tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__}."
-                )
+            chosen = _fitting(self.to(block), block)
             if chosen.dtype == torch.bool:
                 return chosen
         elif isinstance(self.to, int):
@@ -157,3 +152,16 @@ class ForceAttention(Edit):
         keys = block.key_positions[:, None, :]
         found = (keys == chosen[:, :, None]) & (keys >= 0)
         return found if block.valid_keys is None else found & block.valid_keys[:, None, :]
+
+
+def _fitting(chosen: Tensor, block: RowBlock) -> Tensor:
+    """Refuse what is neither positions [B|1, R] nor keys [B|1, R, K] of a block."""
+    rows, keys = block.stop - block.start, block.key_stop - block.key_start
+    if isinstance(chosen, Tensor) and not chosen.is_floating_point():
+        wanted = (rows, keys) if chosen.dtype == torch.bool else (rows,)
+        if chosen.shape[1:] == wanted and chosen.shape[0] in (1, block.weights.shape[0]):
+            return chosen
+    raise ShapeMismatch(
+        f"ForceAttention's function returns int64 positions [B|1, {rows}] or bool keys [B|1, {rows}, {keys}] "
+        f"here, not {tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__}."
+    )
