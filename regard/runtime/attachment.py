@@ -25,6 +25,7 @@ class Attachment:
     Attributes:
         edits, lenses: of all sessions, in the order in which they were added.
         run: the current run, or None between forwards.
+        generating: how many forwards there had been when the `generate()` under way began, or None.
         called: how often each site, by alias, was reached since attaching.
     """
 
@@ -40,6 +41,7 @@ class Attachment:
         self.current: list[Site] = []
         self.sessions = 0
         self.forwards = 0
+        self.generating: int | None = None
         self.spans: dict[str, torch.Tensor] = {}
         self.points = PointHooks(self)
         self._undo: list[Any] = []
@@ -87,8 +89,15 @@ class Attachment:
         self.run = None
 
     def run_for_call(self) -> Run:
-        """The current run, or one of its own for a part of the model that is called alone."""
-        return self.run if self.run is not None else Run()
+        """The current run, or one of its own for a part of the model that is called alone.
+
+        `generate()` calls an encoder alone.
+        """
+        if self.run is not None:
+            return self.run
+        alone = Run()
+        alone.spans = dict(self.spans)
+        return alone
 
 
 def in_backward() -> bool:

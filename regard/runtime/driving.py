@@ -109,6 +109,7 @@ class _Driver:
         outer = attachment.run
         run = self._run_for(kwargs)
         attachment.run = attachment.last_run = run
+        run.grows = attachment.generating is not None and attachment.forwards > attachment.generating
         attachment.forwards += 1
         if attachment.spans and not run.spans:
             run.spans = dict(attachment.spans)
@@ -135,7 +136,11 @@ class _Driver:
             criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
             criteria.append(_Listener(self.attachment))
             kwargs["stopping_criteria"] = criteria
-        return original(*args, **kwargs)
+        outer, self.attachment.generating = self.attachment.generating, self.attachment.forwards
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self.attachment.generating = outer
 
     def _run_for(self, kwargs: dict[str, Any]) -> Run:
         cache = kwargs.get("past_key_values")

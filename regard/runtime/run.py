@@ -18,6 +18,7 @@ class Run:
         step: 0 in the prefill, n in the n-th decoding step.
         spans: name -> bool [B, S], which positions are what ('image', 'system', ...).
         batch: number of sequences.
+        grows: whether it holds tokens that `generate()` appended.
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
         kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first.
         fed: how many forwards belong to this run so far.
@@ -31,6 +32,7 @@ class Run:
         self.step = 0
         self.spans: dict[str, torch.Tensor] = {}
         self.batch = 0
+        self.grows = False
         self.kwargs: dict[str, Any] = {}
         self.encoder_ids: torch.Tensor | None = None
         self.first_kwargs: dict[str, Any] = {}

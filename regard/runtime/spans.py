@@ -278,7 +278,8 @@ def span_at(run: Run, name: str, start: int, stop: int, batch: int) -> Tensor:
     if mask is None:
         mask = torch.zeros_like(next(iter(run.spans.values())))
     ids = run.first_kwargs.get("input_ids")
-    if batch % mask.shape[0] or (isinstance(ids, Tensor) and ids.shape[1] > mask.shape[1]):
+    longer = isinstance(ids, Tensor) and ids.shape[1] > mask.shape[1] and not run.grows
+    if batch % mask.shape[0] or longer:
         fed = tuple(ids.shape) if isinstance(ids, Tensor) else f"a batch of {batch}"
         raise ShapeMismatch(f"span {name!r} has shape {tuple(mask.shape)}, and the model is fed {fed}.")
     grown = mask.new_full((mask.shape[0], max(0, stop - mask.shape[1])), name == GENERATED)
@@ -297,10 +298,11 @@ def span_of_keys(block: RowBlock, name: str) -> Tensor:
     call, run = block.call, block.run
     offset = call.kv_offset
     batch = call.q.shape[0]
-    if call.site.kind not in ("text", "encoder", "decoder", "cross"):
+    kinds = ("text", "encoder", "decoder", *(["cross"] if call.main == "decoder" else []))
+    if call.site.kind not in kinds:
         raise RegardError(f"Spans are over tokens, and the keys of {call.site.alias} are none.")
     spans = span_at(run, name, offset + block.key_start, offset + block.key_stop, batch)
-    if call.site.kind == "decoder" and run.encoder_ids is not None:
+    if call.site.kind == "decoder":
         spans = torch.zeros_like(spans)
     return spans.to(call.q.device)
 
