@@ -37,7 +37,7 @@ class _Outputs(Lens):
         assert call.head_outputs is not None
         kept = call.head_outputs.detach().float().clone()
         if call.valid_queries is not None:
-            kept = kept * call.valid_queries[:, None, :, None]
+            kept = torch.where(call.valid_queries[:, None, :, None], kept, 0.0)
         self.tally.append(call.site, "outputs", kept)
 
     def result(self) -> dict[str, list[Tensor]]:
@@ -57,7 +57,8 @@ def check_row_local(
         tolerance: allowed difference of head outputs, relative to the largest of the layer.
 
     Raises:
-        RegardError: naming the first layer where the two differ, and by how much.
+        RegardError: naming the first layer where the two differ, and by how much, or where an output is
+            not finite.
         NothingObserved: where no call has more than `rows` query rows.
     """
     few = _outputs(model, edit, inputs, rows)
@@ -66,6 +67,8 @@ def check_row_local(
         raise NothingObserved(f"check_row_local needs inputs of more than {rows} positions.")
     for alias, outputs in whole.items():
         for one, other in zip(outputs, few[alias], strict=True):
+            if not bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
+                raise RegardError(f"{type(edit).__name__} makes head outputs that are not finite at {alias}.")
             gap, size = float((one - other).abs().max()), float(one.abs().max())
             if not gap <= tolerance * max(size, 1e-12):
                 raise RegardError(
