@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,9 +40,10 @@ class Patch(Edit):
 
         Raises:
             NoSuchSite: naming what there is.
+            RegardError: for what is no mapping from points, or empty.
         """
-        if not self.values:
-            raise RegardError("patch needs at least one point.")
+        if not isinstance(self.values, Mapping) or not self.values:
+            raise RegardError("patch needs a mapping from at least one Point to its value.")
         for point in self.values:
             if not isinstance(point, Point):
                 raise RegardError(f"patch takes Points, and got {point!r}.")
@@ -86,6 +87,10 @@ class Patch(Edit):
             return _value(point, value, x)
         if run.phase == "decode":
             return None
+        if x.ndim != 3:
+            raise ShapeMismatch(
+                f"{point}: a tensor of shape {tuple(x.shape)} has no positions to choose from."
+            )
         length = x.shape[1]
         if not -length <= point.position < length:
             raise NoSuchSite(f"{point}: this forward has {length} positions.")
@@ -96,11 +101,12 @@ class Patch(Edit):
 
 def _value(point: Point, value: Any, old: Tensor) -> Tensor:
     new = value(old) if callable(value) else value
+    if not isinstance(new, Tensor | float | int):
+        raise RegardError(f"{point} is to be a tensor or a number, and the value is {type(new).__name__}.")
     new = torch.as_tensor(new, device=old.device).to(old.dtype)
     try:
         return new.expand_as(old)
     except RuntimeError:
         raise ShapeMismatch(
-            f"{replace(point)} holds a tensor of shape {tuple(old.shape)}, and the value has shape "
-            f"{tuple(new.shape)}."
+            f"{point} holds a tensor of shape {tuple(old.shape)}, and the value has shape {tuple(new.shape)}."
         ) from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from regard.errors import UnsupportedModel
 from regard.runtime.pipeline import _replaced, reading
 from regard.runtime.protocol import Edit, Stage, defines
 from regard.runtime.site import Point
@@ -80,9 +81,19 @@ class PointHooks:
             if isinstance(output, Tensor):
                 return self._serve(served, output)
             if isinstance(output, tuple):
+                _refuse_chosen(module, served, output)
                 return (*output[:index], self._serve(served, output[index]), *output[index + 1 :])
             key = list(output.keys())[index]
             output[key] = self._serve(served, output[key])
             return output
 
         return hook
+
+
+def _refuse_chosen(module: nn.Module, served: list[tuple[Stage, Point]], output: tuple[Any, ...]) -> None:
+    """Refuse edits of router logits that come along with the experts already chosen by them."""
+    if len(output) > 1 and any(isinstance(s, Edit) and point.kind == "router" for s, point in served):
+        raise UnsupportedModel(
+            f"{type(module).__name__} returns its logits together with the experts it chose, so changing the "
+            "logits would change nothing; edit its input at 'residual_pre', or what comes out at 'mlp'."
+        )
