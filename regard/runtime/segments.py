@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from regard.errors import RegardError
+
+SIGN = re.compile("\ue000([0-9]+)\ue001")
 
 
 class Mark(NamedTuple):
@@ -34,29 +37,63 @@ def marks_of(pieces: Sequence[tuple[str, str]], start: int = 0) -> list[Mark]:
 def rendered(
     tokenizer: Any, chat: Sequence[Mapping[str, Any]], add_generation_prompt: bool
 ) -> tuple[str, list[Mark]]:
-    """Return a chat as its template renders it, and where each content, and each named piece, stands."""
-    plain = [{**message, "content": _joined(message["content"])} for message in chat]
-    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+    """Return a chat as its template renders it, and where each content, and each named piece, stands.
+
+    The chat is rendered once more with a sign in place of each content, which tells what the template adds.
+
+    Raises:
+        RegardError: for what is no message, and where the template changed a content.
+    """
+    for message in chat:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise RegardError(f"a message of a chat has a role and a content; got {message!r}.")
+    contents = [_joined(message["content"]) for message in chat]
+
+    def render(contents: list[str]) -> str:
+        plain = [{**message, "content": text} for message, text in zip(chat, contents, strict=True)]
+        return str(
+            tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+
+    text = render(contents)
+    starts = _starts(text, render([f"\ue000{number}\ue001" for number in range(len(chat))]), contents)
     marks: list[Mark] = []
     numbers: dict[str, int] = {}
-    cursor = 0
-    for message, simple in zip(chat, plain, strict=True):
-        role, content = str(message["role"]), simple["content"]
-        lead = len(content) - len(content.lstrip())
-        core = content.strip()
-        at = text.find(core, cursor)
-        if at < 0:
-            raise RegardError(
-                f"The chat template changed the content of message {sum(numbers.values())} ({role}), so its "
-                "tokens cannot be told; render the chat yourself and use Spans.from_text."
-            )
-        cursor = at + len(core)
+    for message, content, at in zip(chat, contents, starts, strict=True):
+        role, stop = str(message["role"]), at + len(content.strip())
         number = numbers[role] = numbers.get(role, -1) + 1
-        marks += [Mark(role, at, cursor), Mark(f"{role}.{number}", at, cursor)]
+        marks += [Mark(role, at, stop), Mark(f"{role}.{number}", at, stop)]
         if not isinstance(message["content"], str):
+            lead = len(content) - len(content.lstrip())
             for piece in marks_of(message["content"], at - lead):
-                marks.append(piece._replace(start=max(piece.start, at), stop=min(piece.stop, cursor)))
+                marks.append(piece._replace(start=max(piece.start, at), stop=min(piece.stop, stop)))
     return text, marks
+
+
+def _starts(text: str, signed: str, contents: list[str]) -> list[int]:
+    """Return where each content, without the space around it, starts in `text`.
+
+    Args:
+        signed: the same text with a sign in place of each content.
+    """
+    first, *rest = SIGN.split(signed)
+    found, cursor, whole = dict[int, int](), len(first), text.startswith(first)
+    for number, after in zip(map(int, rest[::2]), rest[1::2], strict=True):
+        content = contents[number]
+        forms = (content, content.strip(), content.rstrip(), content.lstrip())
+        form = next((f for f in forms if text.startswith(f + after, cursor)), None)
+        if form is None:
+            whole = False
+            break
+        found[number] = cursor + len(form) - len(form.lstrip())
+        cursor += len(form + after)
+    if not whole or cursor != len(text) or len(rest) != 2 * len(contents) or len(found) != len(contents):
+        lost = next((n for n in range(len(contents)) if n not in found), 0)
+        raise RegardError(
+            f"The chat template changed the content of message {lost}, or repeats it, so its tokens cannot "
+            "be told; render the chat yourself and use Spans.from_text."
+        )
+    return [found[number] for number in range(len(contents))]
 
 
 def _joined(content: Any) -> str:

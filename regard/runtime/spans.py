@@ -63,6 +63,9 @@ class Spans(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._masks)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._masks.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._masks
 
@@ -134,8 +137,8 @@ class Spans(Mapping[str, Tensor]):
         """
         texts, marks = [], []
         for pieces in samples:
-            texts.append("".join(text for _, text in pieces))
             marks.append(segments.marks_of(pieces))
+            texts.append("".join(text for _, text in pieces))
         return cls._tokenized(tokenizer, texts, marks, padding_side, add_special_tokens)
 
     @classmethod
@@ -236,6 +239,8 @@ class Spans(Mapping[str, Tensor]):
             attention_mask: [B, S] of the batch, with S_i real positions in row i.
         """
         valid = attention_mask.bool()
+        if len(items) != len(valid):
+            raise ShapeMismatch(f"{len(items)} items were given for a batch of {len(valid)}.")
         names = dict.fromkeys(name for item in items for name in item)
         masks = {name: torch.zeros_like(valid) for name in names}
         for row, item in enumerate(items):
@@ -309,14 +314,22 @@ def span_of_keys(block: RowBlock, name: str) -> Tensor:
 
 def _per_sequence(name: str, given: Sequence[Any], batch: int) -> list[list[Range]]:
     items = list(given)
-    if all(isinstance(item, tuple) and len(item) == 2 for item in items):
+    if all(_is_range(item) for item in items):
         return [items] * batch
     if len(items) != batch or any(isinstance(item, tuple) for item in items):
         raise ShapeMismatch(
             f"span {name!r} has ranges for {len(items)} sequences, and the batch has {batch}; give a list of "
             "(start, stop), or one such list a sequence."
         )
-    return [list(item) for item in items]
+    each = [list(item) if isinstance(item, Sequence) else [item] for item in items]
+    wrong = next((pair for row in each for pair in row if not _is_range(pair)), None)
+    if wrong is not None:
+        raise RegardError(f"span {name!r} has the range {wrong!r}; a range is a tuple (start, stop).")
+    return each
+
+
+def _is_range(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
 
 
 def _id(config: Any, names: Iterable[str]) -> int | None:
