@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Attachment:
         run: the current run, or None between forwards.
         generating: how many forwards there had been when the `generate()` under way began, or None.
         called: how often each site, by alias, was reached since attaching.
+        named_spans: what each open session calls which positions, by the session's id.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -42,13 +44,18 @@ class Attachment:
         self.sessions = 0
         self.forwards = 0
         self.generating: int | None = None
-        self.spans: dict[str, torch.Tensor] = {}
+        self.named_spans: dict[int, Mapping[str, torch.Tensor]] = {}
         self.points = PointHooks(self)
         self._undo: list[Any] = []
 
     @property
     def stages(self) -> list[Stage]:
         return [*self.edits, *self.lenses]
+
+    @property
+    def spans(self) -> dict[str, torch.Tensor]:
+        """Spans of all sessions; of one name, those of the session opened last."""
+        return {name: mask for spans in self.named_spans.values() for name, mask in spans.items()}
 
     def add(self, edits: list[Edit], lenses: list[Lens]) -> None:
         self.edits += edits
@@ -96,7 +103,7 @@ class Attachment:
         if self.run is not None:
             return self.run
         alone = Run()
-        alone.spans = dict(self.spans)
+        alone.spans = self.spans
         return alone
 
 

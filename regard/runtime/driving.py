@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import weakref
@@ -35,7 +36,7 @@ def drive(attachment: Attachment) -> list[Callable[[], None]]:
     root = attachment.root
     _refuse_compiled(root)
     driver = _Driver(attachment)
-    undo = [_wrap(root, "forward", driver.forward)]
+    undo = [driver.let_go, _wrap(root, "forward", driver.forward)]
     if callable(getattr(root, "generate", None)):
         undo.append(_wrap(root, "generate", driver.generate))
     undo.extend(_track_sdpa_sites(attachment))
@@ -57,13 +58,7 @@ def _wrap(root: nn.Module, name: str, wrapper: Callable[..., Any]) -> Callable[[
     """Put `wrapper(original, *args, **kwargs)` in front of a method of one object."""
     had = name in root.__dict__
     original = getattr(root, name)
-
-    @torch.compiler.disable
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    root.__dict__[name] = wrapped
+    root.__dict__[name] = _Wrapped(original, wrapper)
 
     def undo() -> None:
         if had:
@@ -72,6 +67,24 @@ def _wrap(root: nn.Module, name: str, wrapper: Callable[..., Any]) -> Callable[[
             root.__dict__.pop(name, None)
 
     return undo
+
+
+class _Wrapped:
+    """A method with something in front of it; a copy of the object gets the method alone, as its own."""
+
+    def __init__(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self.original, self.wrapper = original, wrapper
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapper(self.original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> Any:
+        return self.original.__reduce_ex__(4)
 
 
 def _track_sdpa_sites(attachment: Attachment) -> list[Callable[[], None]]:
@@ -111,8 +124,7 @@ class _Driver:
         attachment.run = attachment.last_run = run
         run.grows = attachment.generating is not None and attachment.forwards > attachment.generating
         attachment.forwards += 1
-        if attachment.spans and not run.spans:
-            run.spans = dict(attachment.spans)
+        run.spans = run.spans or attachment.spans
         try:
             for stage in attachment.stages:
                 if defines(stage, "prepare"):
@@ -159,18 +171,34 @@ class _Driver:
             self.runs[cache] = run
         except TypeError:
             return
-        if getattr(cache, "_regard_follows", False) or not hasattr(type(cache), "reorder_cache"):
-            return
-        runs, reference, reorder_of = self.runs, weakref.ref(cache), type(cache).reorder_cache
+        if hasattr(type(cache), "reorder_cache") and "reorder_cache" not in vars(cache):
+            cache.reorder_cache = _Reorder(cache, self.runs)
 
-        def follow(beam_idx: Tensor) -> Any:
-            found = runs.get(reference())
-            if found is not None:
-                found.reorder(beam_idx)
-            return reorder_of(reference(), beam_idx)
+    def let_go(self) -> None:
+        """Leave the caches that are still alive as they were."""
+        for cache in list(self.runs):
+            if isinstance(vars(cache).get("reorder_cache"), _Reorder):
+                del cache.reorder_cache
 
-        cache.reorder_cache = follow
-        cache._regard_follows = True
+
+class _Reorder:
+    """The `reorder_cache` of one cache, which reorders its run as well; a copied cache has its own again."""
+
+    def __init__(self, cache: Any, runs: weakref.WeakKeyDictionary[Any, Run]) -> None:
+        self.cache, self.runs = weakref.ref(cache), runs
+
+    def __call__(self, beam_idx: Tensor) -> Any:
+        cache: Any = self.cache()
+        run = self.runs.get(cache)
+        if run is not None:
+            run.reorder(beam_idx)
+        return type(cache).reorder_cache(cache, beam_idx)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _Reorder(memo.get(id(self.cache()), self.cache()), self.runs)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.cache(), "reorder_cache")
 
 
 def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class PointHooks:
-    """One hook a module and side, serving every stage that asked for it: edits first, then lenses."""
+    """One hook a module and side, serving every stage that asked for it: edits first, then lenses.
+
+    A hook serves its own module only: a copy of the model made meanwhile has the hook too.
+    """
 
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
@@ -41,10 +44,12 @@ class PointHooks:
                 places.setdefault(place, []).append((stage, point))
         for (module, side, index), served in places.items():
             if side == "input":
-                hook = self._input_hook(served)
+                hook = self._input_hook(id(module), served)
                 self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                self.handles.append(module.register_forward_hook(self._output_hook(served, index)))
+                self.handles.append(
+                    module.register_forward_hook(self._output_hook(id(module), served, index))
+                )
 
     def _among(self, only: frozenset[str], point: Point) -> bool:
         return point.layer is None or self.attachment.anatomy.site(point.layer).alias in only
@@ -67,8 +72,10 @@ class PointHooks:
                     stage.hidden(point, x, run)  # type: ignore[attr-defined]
         return x
 
-    def _input_hook(self, served: list[tuple[Stage, Point]]) -> Any:
+    def _input_hook(self, owner: int, served: list[tuple[Stage, Point]]) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if id(module) != owner:
+                return None
             if args:
                 return (self._serve(served, args[0]), *args[1:]), kwargs
             name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
@@ -76,8 +83,10 @@ class PointHooks:
 
         return hook
 
-    def _output_hook(self, served: list[tuple[Stage, Point]], index: int) -> Any:
+    def _output_hook(self, owner: int, served: list[tuple[Stage, Point]], index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if id(module) != owner:
+                return None
             if isinstance(output, Tensor):
                 return self._serve(served, output)
             if isinstance(output, tuple):

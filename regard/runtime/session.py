@@ -67,10 +67,11 @@ class Session:
         attachment = open_attachment(self.root)
         try:
             attachment.add(self.edits, list(self.lenses.values()))
-            attachment.spans.update(self.spans)
         except BaseException:
+            attachment.remove(self.edits, list(self.lenses.values()))
             close_attachment(attachment)
             raise
+        attachment.named_spans[id(self)] = self.spans
         self._attachment = attachment
         self._before = dict(attachment.called)
         self._forwards = attachment.forwards
@@ -88,8 +89,7 @@ class Session:
         forwards = attachment.forwards - self._forwards
         self._attachment = None
         attachment.remove(self.edits, list(self.lenses.values()))
-        for name in self.spans:
-            attachment.spans.pop(name, None)
+        attachment.named_spans.pop(id(self), None)
         close_attachment(attachment)
         if kind is None and not any(self.called.values()):
             raise NothingObserved(self._why_nothing(forwards))
