@@ -88,8 +88,12 @@ def _edit_inputs(call: Call, edits: Sequence[Edit]) -> None:
         if not defines(edit, "inputs"):
             continue
         new = edit.inputs(call)  # type: ignore[attr-defined]
-        if new is not None:
-            call.q, call.k, call.v = new
+        if new is None:
+            continue
+        if not isinstance(new, tuple | list) or len(new) != 3:
+            raise ShapeMismatch(f"{type(edit).__name__}.inputs must return (q, k, v), or None.")
+        old = (call.q, call.k, call.v)
+        call.q, call.k, call.v = (_replaced(edit, *pair) for pair in zip(new, old, strict=True))
 
 
 def _replaced(edit: Edit, new: Tensor | None, old: Tensor) -> Tensor:
@@ -137,7 +141,14 @@ def _attend(
 
 def _outer(edit: Edit, inner: Inner) -> Inner:
     def outer(call: Call) -> Tensor:
-        return edit.attend(call, inner)  # type: ignore[attr-defined]
+        out = edit.attend(call, inner)  # type: ignore[attr-defined]
+        shape = (*call.q.shape[:3], call.v.shape[3])
+        if out.shape != shape:
+            raise ShapeMismatch(
+                f"{type(edit).__name__} returned a tensor of shape {tuple(out.shape)} "
+                f"as head outputs, which are of shape {shape}."
+            )
+        return out
 
     return outer
 
@@ -162,8 +173,8 @@ def _opened(
     call: Call, edits: Sequence[Edit], lenses: Sequence[Lens], wanted: dict[int, Wanted | None]
 ) -> _Opened:
     opened = _Opened(
-        [e for e in edits if any(defines(e, m) for m in ROW_METHODS)],
-        [lens for lens in lenses if any(defines(lens, m) for m in ROW_METHODS)],
+        [e for e in edits if _needs_rows(e, wanted[id(e)])],
+        [lens for lens in lenses if _needs_rows(lens, wanted[id(lens)])],
     )
     wants = [wanted[id(stage)] for stage in (*opened.edits, *opened.lenses)]
     given = [w for w in wants if w is not None]
@@ -177,6 +188,11 @@ def _opened(
         if (start, stop) != (0, call.query_length):
             opened.rows = (start, stop)
     return opened
+
+
+def _needs_rows(stage: Stage, want: Wanted | None) -> bool:
+    some = want is not None and (want.heads is None or len(want.heads) > 0)
+    return some and any(defines(stage, method) for method in ROW_METHODS)
 
 
 def _softmax_attention(
