@@ -16,6 +16,7 @@ from regard.runtime.pointhooks import PointHooks
 from regard.runtime.protocol import Edit, Lens, Stage
 from regard.runtime.run import Run
 from regard.runtime.site import Site
+from regard.runtime.steps import Steps
 
 BY_MODULE: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
 
@@ -26,7 +27,7 @@ class Attachment:
     Attributes:
         edits, lenses: of all sessions, in the order in which they were added.
         run: the current run, or None between forwards.
-        generating: how many forwards there had been when the `generate()` under way began, or None.
+        generating: counts the tokens that the `generate()` under way chose, or None.
         called: how often each site, by alias, was reached since attaching.
         named_spans: what each open session calls which positions, by the session's id.
     """
@@ -43,7 +44,7 @@ class Attachment:
         self.current: list[Site] = []
         self.sessions = 0
         self.forwards = 0
-        self.generating: int | None = None
+        self.generating: Steps | None = None
         self.named_spans: dict[int, Mapping[str, torch.Tensor]] = {}
         self.points = PointHooks(self)
         self._undo: list[Any] = []

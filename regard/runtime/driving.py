@@ -17,6 +17,7 @@ from regard.errors import UnsupportedModel
 from regard.runtime.mask import LazyMask
 from regard.runtime.protocol import defines
 from regard.runtime.run import Run
+from regard.runtime.steps import BEAM_CHOICE, Steps
 
 if TYPE_CHECKING:
     from regard.runtime.attachment import Attachment
@@ -120,9 +121,11 @@ class _Driver:
         kwargs.update(zip(names, args, strict=False))
         attachment = self.attachment
         outer = attachment.run
+        if attachment.generating is not None:
+            attachment.generating.settle()
         run = self._run_for(kwargs)
         attachment.run = attachment.last_run = run
-        run.grows = attachment.generating is not None and attachment.forwards > attachment.generating
+        run.grows = attachment.generating is not None and attachment.generating.count > 0
         attachment.forwards += 1
         run.spans = run.spans or attachment.spans
         try:
@@ -141,18 +144,20 @@ class _Driver:
 
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("disable_compile", True)
-        listeners = [s for s in self.attachment.stages if defines(s, "step")]
-        if listeners:
-            from transformers import StoppingCriteriaList
-
-            criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
-            criteria.append(_Listener(self.attachment))
-            kwargs["stopping_criteria"] = criteria
-        outer, self.attachment.generating = self.attachment.generating, self.attachment.forwards
+        attachment = self.attachment
+        outer = attachment.generating
+        attachment.generating = steps = _listen(attachment, original, args, kwargs)
+        beams = steps is not None and steps.told and hasattr(attachment.root, BEAM_CHOICE)
+        undo = _wrap(attachment.root, BEAM_CHOICE, steps.beams) if steps is not None and beams else None
         try:
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+            if steps is not None:
+                steps.settle()
+            return output
         finally:
-            self.attachment.generating = outer
+            attachment.generating = outer
+            if undo is not None:
+                undo()
 
     def _run_for(self, kwargs: dict[str, Any]) -> Run:
         cache = kwargs.get("past_key_values")
@@ -162,8 +167,14 @@ class _Driver:
             if run is None or int(cache.get_seq_length()) == 0:
                 run = Run()
                 self._follow(cache, run)
+        run = run or Run()
+        steps = self.attachment.generating
         config = getattr(self.attachment.root, "config", None)
-        return _fed(run or Run(), kwargs, bool(getattr(config, "is_encoder_decoder", False)))
+        _feed(run, kwargs, bool(getattr(config, "is_encoder_decoder", False)))
+        decoding = run.width == 1 if steps is None else steps.count > 0
+        run.phase = "decode" if run.fed > 1 and decoding else "prefill"
+        run.step += int(run.phase == "decode")
+        return run
 
     def _follow(self, cache: Any, run: Run) -> None:
         """Let a run be found by its cache, and be reordered with it."""
@@ -201,7 +212,24 @@ class _Reorder:
         return getattr, (self.cache(), "reorder_cache")
 
 
-def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:
+def _listen(
+    attachment: Attachment, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Steps | None:
+    """Hear of each token through a stopping criterion, where `generate` takes any."""
+    from transformers import StoppingCriteriaList
+
+    config = getattr(attachment.root, "config", None)
+    prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    steps = Steps(attachment, None if getattr(config, "is_encoder_decoder", False) else prompt)
+    taken = inspect.signature(generate).parameters
+    passed_on = steps.told and any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    if "stopping_criteria" not in taken and not passed_on:
+        return None
+    kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), steps])
+    return steps
+
+
+def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:
     """Note in `run` what this forward is fed."""
     ids = kwargs.get("decoder_input_ids" if encoder_decoder else "input_ids")
     mask = kwargs.get("decoder_attention_mask" if encoder_decoder else "attention_mask")
@@ -210,9 +238,8 @@ def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:
     tensors = (ids, *(kwargs.get(name) for name in BATCHED))
     run.batch = next((t.shape[0] for t in tensors if isinstance(t, Tensor)), run.batch)
     started = run.fed > 0
-    length = ids.shape[1] if ids is not None else 0
-    run.phase = "decode" if started and length == 1 else "prefill"
-    run.step += int(started and run.phase == "decode")
+    fed = ids if ids is not None else kwargs.get("inputs_embeds")
+    run.width = fed.shape[1] if fed is not None else 0
     cache = kwargs.get("past_key_values")
     seen = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
     run.first_kwargs = run.first_kwargs if started else dict(kwargs)
@@ -226,7 +253,6 @@ def _fed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> Run:
     run.kwargs = kwargs
     run.calls = {}
     run.fed += 1
-    return run
 
 
 def _padding(mask: Any) -> Tensor | None:
@@ -238,17 +264,3 @@ def _padding(mask: Any) -> Tensor | None:
             return None
         return mask.padding[:, : mask.q_offset + mask.shape[2]]
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-class _Listener:
-    """A stopping criterion that never stops: it tells stages each token as it is chosen."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self.attachment = attachment
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        run = self.attachment.last_run
-        for stage in self.attachment.stages:
-            if defines(stage, "step") and run is not None:
-                stage.step(run, input_ids[:, -1])  # type: ignore[attr-defined]
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -21,7 +21,7 @@ class Run:
         grows: whether it holds tokens that `generate()` appended.
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
         kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first.
-        fed: how many forwards belong to this run so far.
+        fed: how many forwards belong to this run so far; `width` is how many tokens the current one is fed.
         calls: how often each site was called in the current forward.
     """
 
@@ -37,6 +37,7 @@ class Run:
         self.encoder_ids: torch.Tensor | None = None
         self.first_kwargs: dict[str, Any] = {}
         self.fed = 0
+        self.width = 0
         self.calls: dict[str, int] = {}
         self._states: dict[tuple[int, str], dict[str, Any]] = {}
         self._owners: dict[int, Any] = {}
