@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +68,22 @@ class Attachment:
         self.edits = [e for e in self.edits if all(e is not x for x in edits)]
         self.lenses = [e for e in self.lenses if all(e is not x for x in lenses)]
         self.points.refresh()
+
+    @contextmanager
+    def aside(self, edits: list[Edit], lenses: list[Lens], run: Run) -> Iterator[None]:
+        """Serve these stages alone, with the spans of `run`, and forget afterwards that anything ran."""
+        names = ("edits", "lenses", "run", "last_run", "called", "forwards", "generating", "named_spans")
+        before = {name: getattr(self, name) for name in names}
+        self.edits, self.lenses, self.called = list(edits), list(lenses), {}
+        self.named_spans = {0: run.spans}
+        self.generating = Steps(self)
+        self.generating.count = int(run.grows)
+        try:
+            self.points.refresh()
+            yield
+        finally:
+            vars(self).update(before)
+            self.points.refresh()
 
     def attach(self) -> None:
         """Make the model's attention call ours; undone by `detach`."""

@@ -231,21 +231,26 @@ def _listen(
 
 def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:
     """Note in `run` what this forward is fed."""
-    ids = kwargs.get("decoder_input_ids" if encoder_decoder else "input_ids")
-    mask = kwargs.get("decoder_attention_mask" if encoder_decoder else "attention_mask")
+    run.role = "decoder_" if encoder_decoder else ""
+    ids = kwargs.get(run.role + "input_ids")
+    mask = kwargs.get(run.role + "attention_mask")
     if encoder_decoder:
         run.encoder_ids = kwargs.get("input_ids", run.encoder_ids)
     tensors = (ids, *(kwargs.get(name) for name in BATCHED))
     run.batch = next((t.shape[0] for t in tensors if isinstance(t, Tensor)), run.batch)
     started = run.fed > 0
-    fed = ids if ids is not None else kwargs.get("inputs_embeds")
+    fed = ids if ids is not None else kwargs.get(run.role + "inputs_embeds")
     run.width = fed.shape[1] if fed is not None else 0
     cache = kwargs.get("past_key_values")
     seen = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
     run.first_kwargs = run.first_kwargs if started else dict(kwargs)
     if ids is not None:
-        old = run.token_ids[:, :seen] if run.token_ids is not None and seen else None
-        run.token_ids = ids if old is None else torch.cat([old.to(ids.device), ids], 1)
+        run.token_ids = _grown(run.token_ids, ids, seen)
+    positions = kwargs.get(run.role + "position_ids")
+    if positions is None or (seen and run.position_ids is None):
+        run.position_ids = None
+    else:
+        run.position_ids = _grown(run.position_ids, positions, seen)
     run.valid = None
     mask = _padding(mask)
     if mask is not None and not bool(mask.all()):
@@ -253,6 +258,11 @@ def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:
     run.kwargs = kwargs
     run.calls = {}
     run.fed += 1
+
+
+def _grown(old: Tensor | None, new: Tensor, seen: int) -> Tensor:
+    """Append what is new to the `seen` positions before it."""
+    return new if old is None or not seen else torch.cat([old[..., :seen].to(new.device), new], -1)
 
 
 def _padding(mask: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.engines.masks import MASKED
 from regard.engines.rows import RowBlock, attend, mix, row_blocks, softmax
 from regard.errors import ShapeMismatch
 from regard.runtime.call import Call
@@ -254,7 +255,10 @@ def _run_block(call: Call, block: RowBlock, edits: Sequence[Edit], lenses: Seque
     call.annotate(block)
     for edit in edits:
         if defines(edit, "scores"):
-            block.scores = _replaced(edit, edit.scores(block), block.scores)  # type: ignore[attr-defined]
+            new = edit.scores(block)  # type: ignore[attr-defined]
+            # A row that sees nothing stays even, and does not become NaN, where masked scores grow.
+            if new is not None:
+                block.scores = _replaced(edit, new, block.scores).clamp(min=MASKED)
     _tell(lenses, "scores", block)
     softmax(call, block)
     for edit in edits:

@@ -7,18 +7,22 @@ from typing import Any
 
 import torch
 
+from regard.errors import RegardError
+
 
 class Run:
     """One forward or one `generate()`.
 
     Attributes:
         token_ids: all token ids fed so far, [B, S], or None where the model takes no tokens.
+        position_ids: the positions they were fed with, [B, S] or [P, B, S], or None where not always given.
         valid: which of them are real, bool [B, S], or None where none is padding.
         phase: 'prefill' or 'decode'.
         step: 0 in the prefill, n in the n-th decoding step.
         spans: name -> bool [B, S], which positions are what ('image', 'system', ...).
         batch: number of sequences.
         grows: whether it holds tokens that `generate()` appended.
+        role: what the names of its tokens and mask begin with: `decoder_` in an encoder-decoder.
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
         kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first.
         fed: how many forwards belong to this run so far; `width` is how many tokens the current one is fed.
@@ -27,11 +31,13 @@ class Run:
 
     def __init__(self) -> None:
         self.token_ids: torch.Tensor | None = None
+        self.position_ids: torch.Tensor | None = None
         self.valid: torch.Tensor | None = None
         self.phase = "prefill"
         self.step = 0
         self.spans: dict[str, torch.Tensor] = {}
         self.batch = 0
+        self.role = ""
         self.grows = False
         self.kwargs: dict[str, Any] = {}
         self.encoder_ids: torch.Tensor | None = None
@@ -77,6 +83,9 @@ class Run:
 
         Args:
             parameters: names that the model's forward takes.
+
+        Raises:
+            RegardError: where it began with embeddings and went on with tokens.
         """
         kwargs = {k: v for k, v in self.first_kwargs.items() if v is not None}
         for name in ("past_key_values", "cache_position", "labels", "logits_to_keep"):
@@ -84,11 +93,17 @@ class Run:
         if "use_cache" in parameters or "past_key_values" in parameters:
             kwargs["use_cache"] = False
         if self.fed > 1 and self.token_ids is not None:
-            ids = "decoder_input_ids" if self.encoder_ids is not None else "input_ids"
-            kwargs[ids] = self.token_ids
-            kwargs.pop("position_ids", None)
-            mask = "decoder_attention_mask" if self.encoder_ids is not None else "attention_mask"
-            kwargs.pop(mask, None)
+            if kwargs.get(self.role + "inputs_embeds") is not None:
+                raise RegardError(
+                    "This run began with embeddings, so it cannot be repeated from its tokens; run one "
+                    "forward over all of it."
+                )
+            mask = self.role + "attention_mask"
+            for name in (mask, self.role + "position_ids"):
+                kwargs.pop(name, None)
+            kwargs[self.role + "input_ids"] = self.token_ids
+            if self.position_ids is not None:
+                kwargs[self.role + "position_ids"] = self.position_ids
             if self.valid is not None:
                 kwargs[mask] = self.valid.long()
         return kwargs

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.errors import NoSuchSite, NothingObserved, RegardError
+from regard.errors import NothingObserved, RegardError
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.attachment import Attachment, close_attachment, open_attachment
 from regard.runtime.protocol import Edit, Lens, Stage, Wanted
@@ -156,27 +156,43 @@ class Session:
         Args:
             layer: number in the main stack, or an alias such as `vision.3`.
             head: query head.
-            sequence: which sequence of the batch.
+            sequence: which sequence of the batch; under beam search, which beam.
+
+        Raises:
+            NoSuchSite: for a layer or head that is not there.
+            NothingObserved: where nothing was run yet, or the last input did not reach this layer: after
+                `generate()` an encoder is not run again.
         """
-        site = self.anatomy.site(layer)
-        if site.heads is not None and not 0 <= head < site.heads:
-            raise NoSuchSite(f"head {head} of {site.alias}: it has heads 0 to {site.heads - 1}.")
+        site = self.anatomy.check_head(layer, head)
         for lens in self.lenses.values():
             kept = getattr(lens, "kept_weights", None)
             found = kept(site.alias, head, sequence) if kept is not None else None
             if found is not None:
                 return found
-        return self._rerun(site, head)[sequence]
+        weights = self._rerun(site, head)
+        if not 0 <= sequence < len(weights):
+            raise RegardError(
+                f"There is no sequence {sequence}; the last input had {len(weights)} sequences."
+            )
+        return weights[sequence]
 
     def _rerun(self, site: Site, head: int) -> Tensor:
         run = self.last_run or (self._attachment.last_run if self._attachment else None)
         if run is None:
             raise NothingObserved("No weights yet: run the model inside the `with` block first.")
         keeper = KeepHead(site=site, head=head)
-        edits = [] if self._attachment is not None else self._outer_edits
-        with torch.no_grad(), Session(self.root, [*edits, keeper]) as session:
-            self.root(**run.repeatable(inspect.signature(self.root.forward).parameters))
-        return next(iter(session.lenses.values())).tally.get("weights")[site.alias][-1]
+        attachment = open_attachment(self.root)
+        edits = self._outer_edits if self._attachment is None else attachment.edits
+        try:
+            with torch.no_grad(), attachment.aside(edits, [keeper], run):
+                self.root(**run.repeatable(inspect.signature(self.root.forward).parameters))
+        finally:
+            close_attachment(attachment)
+        kept = keeper.tally.get("weights").get(site.alias)
+        if kept is None:
+            raise NothingObserved(f"{site.alias} was not called when the last input was run once more.")
+        found: Tensor = kept[-1]
+        return found
 
     def save(self, path: str) -> None:
         """Write what the lenses have seen to a safetensors file; `regard.runtime.load_seen` reads it."""

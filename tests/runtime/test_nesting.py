@@ -1,11 +1,11 @@
-"""Sessions inside and beside one another, and opened again."""
+"""Sessions inside and beside one another, opened again, and what they say where little happened."""
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 import regard
-from regard.errors import NoSuchSite, RegardError
+from regard.errors import NoSuchSite, NothingObserved, RegardError
 from regard.runtime import Lens, Point
 from tests.support.families import FAMILIES
 from tests.support.stages import Misplaced, Rows, Sharper, run, state
@@ -183,3 +183,27 @@ def test_what_is_no_stage_is_refused(llama):
         regard.steer(llama, "sharper")
     with pytest.raises(RegardError, match="at least one edit"):
         regard.steer(llama)
+
+
+def test_silent_sites_are_named():
+    model = FAMILIES["bart"].build("sdpa")
+    inputs = FAMILIES["bart"].inputs(model)
+    encoder = model.get_encoder()
+    with torch.no_grad(), regard.watch(model, Rows()) as seen:
+        encoder(inputs["input_ids"])
+        during = seen.silent
+    assert during == seen.silent == ["decoder.0", "cross.0", "decoder.1", "cross.1"]
+    assert seen[Rows] == {"encoder.0": 1, "encoder.1": 1}
+
+
+def test_nothing_observed_says_why(llama):
+    with pytest.raises(NothingObserved, match="LlamaForCausalLM was not run"), regard.watch(llama):
+        pass
+    with pytest.raises(NothingObserved, match="none of its 2 attention modules"), regard.watch(llama):
+        llama.config._attn_implementation_internal = "eager"
+        run(llama)
+    with regard.watch(llama) as seen:
+        run(llama)
+    with pytest.raises(NothingObserved, match="No weights yet"):
+        regard.watch(llama).weights(0, 0)
+    assert seen.silent == []
