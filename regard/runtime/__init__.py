@@ -10,9 +10,12 @@ _HOME = {
     "HeadTable": "head_table",
     "Lens": "protocol",
     "Point": "site",
+    "Replay": "replay",
+    "RowPatch": "row_patch",
     "Session": "session",
     "Site": "site",
     "Wanted": "protocol",
+    "collect": "row_patch",
     "load_seen": "store",
     "patch": "verbs",
     "steer": "verbs",
@@ -23,14 +26,16 @@ _HOME = {
 if TYPE_CHECKING:
     from regard.runtime.head_table import HeadTable
     from regard.runtime.protocol import Edit, Lens, Wanted
+    from regard.runtime.replay import Replay
+    from regard.runtime.row_patch import RowPatch, collect
     from regard.runtime.session import Session
     from regard.runtime.site import Point, Site
     from regard.runtime.store import load_seen
     from regard.runtime.verbs import patch, steer, swap, watch
 
 __all__ = [
-    "Edit", "HeadTable", "Lens", "Point", "Session", "Site", "Wanted",
-    "load_seen", "patch", "steer", "swap", "watch",
+    "Edit", "HeadTable", "Lens", "Point", "Replay", "RowPatch", "Session", "Site", "Wanted",
+    "collect", "load_seen", "patch", "steer", "swap", "watch",
 ]  # fmt: skip
 
 

@@ -1,0 +1,397 @@
+"""Replays against full forwards, plain hooks, and one patch at a time."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import regard
+from regard import Point
+from regard.errors import NoSuchSite, RegardError, ShapeMismatch, UnsupportedModel
+from regard.lens.entropy import Entropy
+from regard.runtime import Replay, collect
+from regard.runtime.edits.scale import ScaleHeads
+from regard.runtime.patch import Patch
+from regard.runtime.protocol import Edit
+from regard.runtime.row_patch import RowPatch
+from tests.support.families import FAMILIES, valid
+
+PADDINGS = {
+    "llama": "left",
+    "gpt2": "left",
+    "gemma2": "left",
+    "opt": "left",
+    "bert": "right",
+    "gpt-oss": "left",
+}
+OTHERS = ["falcon", "mixtral", "modernbert", "vit", "llava", "qwen2-vl", "gemma3-images", "deepseek"]
+WIDTH = 8
+
+
+def made(name):
+    model = FAMILIES[name].build("sdpa" if name == "falcon" else None)
+    return model, FAMILIES[name].inputs(model, PADDINGS.get(name, "none"))
+
+
+def forward(model, inputs):
+    with torch.no_grad():
+        output = model(**inputs)
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    model = FAMILIES["llama"].make("sdpa")
+    config = model.config
+    config.num_hidden_layers = 3
+    model = tf.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.25)
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs(llama):
+    return FAMILIES["llama"].inputs(llama, "left")
+
+
+@pytest.mark.parametrize("name", [*PADDINGS, *OTHERS])
+def test_every_layer_gives_the_full_forward(name):
+    model, inputs = made(name)
+    expected = forward(model, inputs)
+    replay = Replay(model, inputs)
+    real = valid(inputs, expected.shape)
+    assert close(replay.logits[real], expected[real])
+    for layer in range(2):
+        assert close(replay.run(layer), replay.logits)
+        for part in replay.run(layer, batch=3).chunk(3):
+            assert close(part[real], expected[real])
+
+
+@pytest.mark.parametrize("name", [*PADDINGS, "llava", "qwen2-vl"])
+def test_a_patch_gives_what_it_gives_in_a_full_forward(name):
+    model, inputs = made(name)
+    replay = Replay(model, inputs)
+    for point in (Point("head", 1, head=2), Point("attention", 1, position=4), Point("residual_pre", 1)):
+        with regard.patch(model, {point: 0.5}):
+            expected = forward(model, inputs)
+        assert close(replay.run(1, Patch({point: 0.5})), expected)
+        assert not torch.allclose(expected, replay.logits, atol=1e-3)
+
+
+def test_only_the_later_blocks_are_run(llama, inputs):
+    ran = []
+    replay = Replay(llama, inputs)
+    handles = [
+        layer.self_attn.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, layer in enumerate(llama.model.layers)
+    ]
+    replay.run(1)
+    for handle in handles:
+        handle.remove()
+    assert ran == [1, 2]
+
+
+def test_images_are_not_looked_at_again():
+    model, inputs = made("llava")
+    replay, ran = Replay(model, inputs), []
+    tower = [m for n, m in model.named_modules() if "vision" in n and n.endswith("self_attn")]
+    handles = [m.register_forward_hook(lambda *_: ran.append(1)) for m in tower]
+    replay.run(0)
+    assert not ran
+    replay.run("vision.1")
+    assert len(ran) == 1
+    for handle in handles:
+        handle.remove()
+
+
+def test_plain_hooks_at_a_head_of_each_row(llama, inputs):
+    """Three heads' inputs to the output projection, each replaced in its own copy of the batch."""
+    replay = Replay(llama, inputs)
+    values = {Point("head", 1, head=h): torch.randn(2, 9, WIDTH) for h in (0, 2, 3)}
+    rows = replay.run(1, RowPatch(list(values.items())), batch=3)
+    for (point, value), found in zip(values.items(), rows.chunk(3), strict=True):
+
+        def change(module, args, head=point.head, value=value):
+            x = args[0].clone()
+            x[..., head * WIDTH : (head + 1) * WIDTH] = value
+            return (x,)
+
+        handle = llama.model.layers[1].self_attn.o_proj.register_forward_pre_hook(change)
+        expected = forward(llama, inputs)
+        handle.remove()
+        assert close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("mixtral", kind) for kind in ("residual_pre", "residual", "attention", "mlp")), ("opt", "mlp")],
+)
+def test_rows_of_every_kind_of_point(name, kind):
+    """Those of OPT's MLP stand in one row, [B * T, D]."""
+    model, inputs = made(name)
+    replay = Replay(model, inputs)
+    values = [lambda x: x + 1, lambda x: -x, 0.0]
+    rows = replay.run(1, RowPatch([(Point(kind, 1), value) for value in values]), batch=3)
+    for value, found in zip(values, rows.chunk(3), strict=True):
+        with regard.patch(model, {Point(kind, 1): value}):
+            assert close(found, forward(model, inputs))
+
+
+def score(logits):
+    assert logits.shape[0] == 2
+    return logits[:, -1, 7].sum() - logits[:, -1, 11].sum()
+
+
+def one_by_one(model, inputs, values):
+    found = []
+    for point, value in values.items():
+        with regard.patch(model, {point: value}):
+            found.append(float(score(forward(model, inputs))))
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_a_sweep_is_one_patch_at_a_time(llama, inputs, batch):
+    other = {**inputs, "input_ids": inputs["input_ids"].flip(1)}
+    points = [
+        Point("head", 2, head=1), Point("residual_pre", 1, position=5), Point("head", 0, head=3, position=-1),
+        Point("embedding", position=4), Point("mlp", 2, position=8), Point("final_norm", position=8),
+        Point("head", 2, head=0), Point("attention", 0), Point("logits", position=-1),
+    ]  # fmt: skip
+    values = collect(llama, other, points)
+    found = Replay(llama, inputs).sweep(points, values, score, batch=batch)
+    assert found == pytest.approx(one_by_one(llama, inputs, values), abs=2e-4)
+    assert len({round(x, 3) for x in found}) > 6
+
+
+def test_heads_in_a_table(llama, inputs):
+    replay = Replay(llama, inputs)
+    table = replay.sweep_heads(0.0, score, batch=5)
+    grid = table.grid("effect")
+    assert grid.shape == (3, 4)
+    for layer, head in itertools.product(range(3), range(4)):
+        (expected,) = one_by_one(llama, inputs, {Point("head", layer, head=head): 0.0})
+        assert grid[layer, head] == pytest.approx(expected, abs=2e-4)
+    assert table.about["unpatched"] == pytest.approx(float(score(forward(llama, inputs))), abs=1e-4)
+
+
+def test_values_of_a_table_by_layer_number_or_alias(llama, inputs):
+    replay = Replay(llama, inputs)
+    by_number = {Point("head", 1, head=h): float(h) for h in range(4)}
+    by_alias = {Point("head", "text.1", head=h): float(h) for h in range(4)}
+    first = replay.sweep_heads(by_number, score, layers=[1])
+    assert (
+        first["effect"].tolist() == replay.sweep_heads(by_alias, score, layers=["text.1"])["effect"].tolist()
+    )
+    with pytest.raises(RegardError, match="nothing for it"):
+        replay.sweep_heads(by_number, score)
+
+
+def test_its_own_values_change_nothing(llama, inputs):
+    replay = Replay(llama, inputs)
+    own = collect(llama, inputs, replay.heads())
+    table = replay.sweep_heads(own, score)
+    assert table["effect"] == pytest.approx([table.about["unpatched"]] * 12, abs=1e-4)
+
+
+def test_collected_values_are_what_plain_hooks_see(llama, inputs):
+    kept = {}
+    layer = llama.model.layers[1]
+    handles = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda m, args: kept.update(heads=args[0])),
+        layer.mlp.register_forward_hook(lambda m, args, out: kept.update(mlp=out)),
+    ]
+    points = [
+        Point("head", 1, head=2),
+        Point("head", "text.1", head=0, position=3),
+        Point("mlp", 1, position=-2),
+    ]
+    found = collect(llama, inputs, points)
+    for handle in handles:
+        handle.remove()
+    assert list(found) == points
+    assert close(found[points[0]], kept["heads"][..., 2 * WIDTH : 3 * WIDTH])
+    assert close(found[points[1]], kept["heads"][:, 3, :WIDTH])
+    assert close(found[points[2]], kept["mlp"][:, -2])
+
+
+def test_gradients_reach_a_patched_value(llama, inputs):
+    value = torch.randn(2, 9, WIDTH, requires_grad=True)
+    patch = Patch({Point("head", 1, head=1): value})
+    replay = Replay(llama, inputs)
+    (found,) = torch.autograd.grad(score(replay.run(1, patch, grad=True)), value)
+    with regard.steer(llama, patch):
+        (expected,) = torch.autograd.grad(score(llama(**inputs).logits), value)
+    assert close(found, expected) and found.abs().max() > 1e-3
+    assert not replay.run(1, patch).requires_grad
+
+
+def test_lenses_see_the_later_layers(llama, inputs):
+    with regard.watch(llama, Entropy()) as seen, torch.no_grad():
+        llama(**inputs)
+    replay = Replay(llama, inputs)
+    replay.run(1, [Entropy()])
+    whole, part = seen[Entropy].table.columns, replay.session[Entropy].table.columns
+    assert list(part["site"]) == ["text.1"] * 4 + ["text.2"] * 4
+    for column in set(part) - {"site"}:
+        assert list(part[column]) == pytest.approx(list(whole[column])[4:], abs=1e-5)
+
+
+def test_edits_that_are_open_are_part_of_both(llama, inputs):
+    edit = ScaleHeads({(0, 1): 0.0})
+    with regard.steer(llama, edit, ScaleHeads({(2, 3): 3.0})):
+        expected = forward(llama, inputs)
+    with regard.steer(llama, edit):
+        replay = Replay(llama, inputs)
+        assert close(replay.run(1, ScaleHeads({(2, 3): 3.0})), expected)
+    assert not close(expected, forward(llama, inputs))
+
+
+def test_spans_are_repeated_with_the_batch(llama, inputs):
+    seen = []
+
+    class Look(Edit):
+        def wants(self, call):
+            seen.append(call.run.spans["facts"])
+
+    span = torch.zeros(2, 9, dtype=torch.bool)
+    span[1, 3:5] = True
+    Replay(llama, inputs, spans={"facts": span}).run(2, Look(), batch=2)
+    assert torch.equal(seen[-1], span.repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("edit", "layer"),
+    [
+        (Patch({Point("head", 0, head=1): 0.0}), 1),
+        (Patch({Point("head", "text.1", head=1): 0.0, Point("head", 2, head=1): 0.0}), 2),
+        (Patch({Point("residual", 1): 0.0}), 2),
+        (Patch({Point("embedding"): 0.0}), 1),
+        (RowPatch([(Point("mlp", 0), 0.0)]), 1),
+        (ScaleHeads({(0, 2): 0.0}), 1),
+    ],
+)
+def test_edits_before_the_start_are_refused(llama, inputs, edit, layer):
+    with pytest.raises(RegardError, match="before layer"):
+        Replay(llama, inputs).run(layer, edit)
+
+
+def test_layers_and_batches_that_are_not_there(llama, inputs):
+    replay = Replay(llama, inputs)
+    with pytest.raises(NoSuchSite, match=r"text.0 to text.2"):
+        replay.run(3)
+    with pytest.raises(NoSuchSite, match="no head 9"):
+        replay.sweep([Point("head", 0, head=9)], 0.0, score)
+    for batch in (0, 1.5):
+        with pytest.raises(RegardError, match="at least 1"):
+            replay.run(1, batch=batch)
+        with pytest.raises(RegardError, match="at least 1"):
+            replay.sweep([Point("mlp", 0)], 0.0, score, batch=batch)
+    with pytest.raises(RegardError, match="no points"):
+        replay.sweep([], 0.0, score)
+    with pytest.raises(ShapeMismatch, match="one number"):
+        replay.sweep([Point("mlp", 0)], 0.0, lambda logits: logits)
+    with pytest.raises(RegardError, match="str"):
+        replay.sweep([Point("mlp", 0)], 0.0, lambda logits: "high")
+    with pytest.raises(ShapeMismatch, match="do not divide"):
+        replay.run(1, RowPatch([(Point("mlp", 1), 0.0)] * 3))
+
+
+def test_models_that_are_refused(llama, inputs):
+    for name in ("t5", "bart"):
+        model, given = made(name)
+        with pytest.raises(UnsupportedModel, match="encoder-decoder"):
+            Replay(model, given)
+    with pytest.raises(RegardError, match="training mode"):
+        llama.train()
+        try:
+            Replay(llama, inputs)
+        finally:
+            llama.eval()
+    with pytest.raises(RegardError, match="cache"):
+        Replay(llama, {**inputs, "past_key_values": tf.DynamicCache()})
+    with pytest.raises(RegardError, match="input_ids"):
+        Replay(llama, {"attention_mask": inputs["attention_mask"]})
+
+
+def test_blocks_that_are_shared_are_refused():
+    model, given = made("llama")
+    model.model.layers[1] = model.model.layers[0]
+    with pytest.raises(UnsupportedModel):
+        Replay(model, given)
+    assert "forward" not in model.model.layers[0].__dict__
+
+
+def test_blocks_that_return_something_else_are_refused(llama, inputs, monkeypatch):
+    block, plain = type(llama.model.layers[0]), type(llama.model.layers[0]).forward
+    monkeypatch.setattr(block, "forward", lambda *a, **k: SimpleNamespace(hidden=plain(*a, **k)))
+    with pytest.raises(UnsupportedModel, match="SimpleNamespace"):
+        Replay(llama, inputs)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_blocks_that_hand_on_more_than_their_output_are_refused(lost):
+    """The second block adds what the first one left behind: gone, or changed, when only the second runs."""
+    model, given = made("llama")
+    first, second = model.model.layers
+    left = []
+
+    def leave(module, args, output):
+        left.append(output.mean())
+
+    def use(module, args, output):
+        return output + (left.pop() if lost else len(left) * 5)
+
+    first.mlp.register_forward_hook(leave)
+    second.mlp.register_forward_hook(use)
+    if not lost:
+        second.register_forward_hook(lambda *_: left.clear())
+    with pytest.raises(UnsupportedModel, match="more than their output"):
+        Replay(model, given)
+
+
+def test_the_model_is_as_it_was_after_an_error(llama, inputs):
+    expected = forward(llama, inputs)
+    replay = Replay(llama, inputs)
+    with pytest.raises(ZeroDivisionError):
+        replay.run(1, Patch({Point("mlp", 1): lambda x: x / (1 // 0)}))
+    with pytest.raises(ShapeMismatch):
+        replay.run(1, Patch({Point("mlp", 1): torch.zeros(5, 7)}))
+    assert torch.equal(forward(llama, inputs), expected)
+    assert close(replay.run(1), replay.logits)
+    assert not any("forward" in m.__dict__ or m._forward_hooks for m in llama.modules())
+
+
+def test_the_last_logits_alone(llama, inputs):
+    replay = Replay(llama, {**inputs, "logits_to_keep": 1})
+    assert replay.logits.shape[1] == 1
+    found = replay.run(1, RowPatch([(Point("mlp", 1), 0.0), (Point("mlp", 1), 1.0)]), batch=2)
+    assert found.shape == (4, 1, 97)
+    with regard.patch(llama, {Point("mlp", 1): 1.0}):
+        assert close(found[2:], forward(llama, inputs)[:, -1:])
+
+
+def test_a_row_patch_names_at_least_one_point(llama):
+    with pytest.raises(RegardError, match="at least one"):
+        regard.steer(llama, RowPatch([]))
+    with pytest.raises(NoSuchSite):
+        collect(llama, {}, [Point("router", 0)])
+
+
+def test_modules_in_training_are_found_anywhere(llama, inputs):
+    llama.model.layers[1].add_module("extra", nn.Dropout(0.5))
+    try:
+        with pytest.raises(RegardError, match="training mode"):
+            Replay(llama, inputs)
+    finally:
+        del llama.model.layers[1].extra
