@@ -23,12 +23,14 @@ class Anatomy:
         sites: attention modules that can be reached, in module order.
         unreachable: (module name, class name) of attention modules that cannot.
         main: the kind of site that a bare layer number means ('text' in a language model).
+        modules: how many modules the model had.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self._root = weakref.ref(root)
         self.sites, self.unreachable = find_sites(root)
         self.main = main_kind(self.sites)
+        self.modules = _count(root)
         self._by_name = {key: s for s in self.sites for key in (s.name, s.alias)}
         self._by_module = {id(s.module): s for s in self.sites}
 
@@ -173,12 +175,16 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, Anatomy] = weakref.WeakKeyDictionar
 def anatomy_of(root: nn.Module) -> Anatomy:
     """Return the parts of a model; found at the first call and kept.
 
-    Where a module was replaced since, they are found again.
+    Where a module was replaced, added or taken out since, they are found again.
     """
     known = _KNOWN.get(root)
-    if known is None or any(_replaced(root, site) for site in known.sites):
+    if known is None or known.modules != _count(root) or any(_replaced(root, s) for s in known.sites):
         known = _KNOWN[root] = Anatomy(root)
     return known
+
+
+def _count(root: nn.Module) -> int:
+    return sum(1 for _ in root.modules())
 
 
 def _replaced(root: nn.Module, site: Site) -> bool:
