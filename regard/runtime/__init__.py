@@ -9,6 +9,8 @@ _HOME = {
     "Edit": "protocol",
     "HeadTable": "head_table",
     "Lens": "protocol",
+    "Pair": "pairs",
+    "PairResults": "pairs",
     "Point": "site",
     "Replay": "replay",
     "RowPatch": "row_patch",
@@ -17,7 +19,10 @@ _HOME = {
     "Wanted": "protocol",
     "collect": "row_patch",
     "load_seen": "store",
+    "logit_difference": "pairs",
     "patch": "verbs",
+    "resolve": "tokens",
+    "run_pairs": "pairs",
     "steer": "verbs",
     "swap": "verbs",
     "watch": "verbs",
@@ -25,17 +30,20 @@ _HOME = {
 
 if TYPE_CHECKING:
     from regard.runtime.head_table import HeadTable
+    from regard.runtime.pairs import Pair, PairResults, logit_difference, run_pairs
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.replay import Replay
     from regard.runtime.row_patch import RowPatch, collect
     from regard.runtime.session import Session
     from regard.runtime.site import Point, Site
     from regard.runtime.store import load_seen
+    from regard.runtime.tokens import resolve
     from regard.runtime.verbs import patch, steer, swap, watch
 
 __all__ = [
-    "Edit", "HeadTable", "Lens", "Point", "Replay", "RowPatch", "Session", "Site", "Wanted",
-    "collect", "load_seen", "patch", "steer", "swap", "watch",
+    "Edit", "HeadTable", "Lens", "Pair", "PairResults", "Point", "Replay", "RowPatch", "Session", "Site",
+    "Wanted", "collect", "load_seen", "logit_difference", "patch", "resolve",
+    "run_pairs", "steer", "swap", "watch",
 ]  # fmt: skip
 
 

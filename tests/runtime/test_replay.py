@@ -225,15 +225,25 @@ def test_collected_values_are_what_plain_hooks_see(llama, inputs):
     assert close(found[points[2]], kept["mlp"][:, -2])
 
 
-def test_gradients_reach_a_patched_value(llama, inputs):
-    value = torch.randn(2, 9, WIDTH, requires_grad=True)
-    patch = Patch({Point("head", 1, head=1): value})
+def test_gradients_reach_patched_values(llama, inputs):
+    point = Point("head", 1, head=1)
+    values = [torch.randn(2, 9, WIDTH, requires_grad=True) for _ in range(2)]
     replay = Replay(llama, inputs)
-    (found,) = torch.autograd.grad(score(replay.run(1, patch, grad=True)), value)
-    with regard.steer(llama, patch):
-        (expected,) = torch.autograd.grad(score(llama(**inputs).logits), value)
-    assert close(found, expected) and found.abs().max() > 1e-3
-    assert not replay.run(1, patch).requires_grad
+    rows = replay.run(1, RowPatch([(point, value) for value in values]), batch=2, grad=True)
+    found = torch.autograd.grad(sum(map(score, rows.chunk(2))), values)
+    for value, grad in zip(values, found, strict=True):
+        with regard.patch(llama, {point: value}):
+            (expected,) = torch.autograd.grad(score(llama(**inputs).logits), value)
+        assert close(grad, expected) and grad.abs().max() > 1e-3
+    assert not replay.run(1, Patch({point: values[0]})).requires_grad
+
+
+def test_rows_may_be_of_different_layers(llama, inputs):
+    points = [Point("mlp", 1), Point("mlp", 2), Point("mlp", 2, position=4), Point("head", 1, head=0)]
+    rows = Replay(llama, inputs).run(1, RowPatch([(point, 2.0) for point in points]), batch=4)
+    for point, found in zip(points, rows.chunk(4), strict=True):
+        with regard.patch(llama, {point: 2.0}):
+            assert close(found, forward(llama, inputs))
 
 
 def test_lenses_see_the_later_layers(llama, inputs):
