@@ -17,6 +17,7 @@ from regard.runtime.edits.scale import ScaleHeads
 from regard.runtime.patch import Patch
 from regard.runtime.protocol import Edit
 from regard.runtime.row_patch import RowPatch
+from regard.runtime.run import Run
 from tests.support.families import FAMILIES, valid
 
 PADDINGS = {
@@ -405,3 +406,9 @@ def test_modules_in_training_are_found_anywhere(llama, inputs):
             Replay(llama, inputs)
     finally:
         del llama.model.layers[1].extra
+
+
+def test_a_row_patch_leaves_what_it_is_given():
+    x = torch.ones(4, 9, 32)
+    found = RowPatch([(Point("mlp", 0), 2.0), (Point("mlp", 1), 3.0)]).hidden(Point("mlp", 1), x, Run())
+    assert found[:2].eq(1).all() and found[2:].eq(3).all() and x.eq(1).all()
