@@ -16,7 +16,7 @@ _HOME = {
     "load": "regard.weights",
     "watch": "regard.runtime.verbs",
     "steer": "regard.runtime.verbs",
-    "swap": "regard.runtime.verbs",
+    "swap": "regard.attention.swap",
     "patch": "regard.runtime.verbs",
     "Point": "regard.runtime.site",
     "Lens": "regard.runtime.protocol",
@@ -25,14 +25,15 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from regard.attention.swap import swap
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.site import Point
-    from regard.runtime.verbs import patch, steer, swap, watch
+    from regard.runtime.verbs import patch, steer, watch
     from regard.weights import load
 
 __all__ = ["Edit", "Lens", "Point", "Wanted", "load", "patch", "steer", "swap", "watch"]
 
-_transformers.when_loaded("regard.runtime.register")
+_transformers.when_loaded("regard.attention.register")
 
 
 def __getattr__(name: str) -> Any:

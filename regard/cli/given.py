@@ -11,6 +11,9 @@ from typing import Any
 
 from regard.errors import NoSuchSite, RegardError
 
+TEXT_FILE = re.compile(r"\S+\.(txt|md|py|json|csv|html|tex)|\S*/\S*")
+DEEPEST = 10_000
+
 
 def read_text(given: str | None) -> tuple[str, str]:
     """Return a text, and in words where it came from.
@@ -23,35 +26,54 @@ def read_text(given: str | None) -> tuple[str, str]:
         RegardError: where the file cannot be read as UTF-8, or the text is empty.
     """
     if given is None:
-        return (resources.files("regard") / "data" / "passage.txt").read_text("utf-8"), "packaged passage"
+        passage = resources.files("regard") / "data" / "passage.txt"
+        return passage.read_text("utf-8"), "the packaged passage"
     if given == "-":
-        text, origin = sys.stdin.read(), "standard input"
+        text, origin = _decoded(_standard_input(), "Standard input"), "standard input"
     elif _names_file(given):
-        text, origin = _file(Path(given)), given
+        text, origin = _decoded(_content(Path(given)), given), given
     else:
-        text, origin = given, "words given"
+        text, origin = _decoded(given.encode("utf-8", "surrogateescape"), "--text"), "the words given"
     if not text.strip():
         raise RegardError(f"The text ({origin}) is empty; give at least two tokens.")
     return text, origin
 
 
 def _names_file(given: str) -> bool:
-    if "\n" in given or len(given) > 1000:
-        return False
-    return Path(given).exists() or bool(re.fullmatch(r"\S+\.(txt|md|py|json|csv|html|tex)|\S*/\S*", given))
-
-
-def _file(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        there = bool(given) and Path(given).exists()
+    except (OSError, ValueError):
+        return False
+    return there or (len(given) < 1000 and TEXT_FILE.fullmatch(given) is not None)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        return b""
+    stream = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read().encode("utf-8") if stream is None else stream.read()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise RegardError(f"There is no file {path}.") from None
     except IsADirectoryError:
         raise RegardError(f"{path} is a folder, not a text file.") from None
-    except UnicodeDecodeError:
-        raise RegardError(f"{path} is not a text file in UTF-8.") from None
     except OSError as error:
         raise RegardError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _decoded(content: bytes, origin: str) -> str:
+    """Return text in UTF-8, without a byte order mark and with newlines for line ends."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RegardError(f"{origin} is not text in UTF-8.") from None
+    if "\0" in text:
+        raise RegardError(f"{origin} is not text: it holds zero bytes.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_layers(given: str | None) -> list[int] | None:
@@ -67,36 +89,79 @@ def parse_layers(given: str | None) -> list[int] | None:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise RegardError(f"--layers takes numbers and ranges such as 0-5,7, and got {given!r}.")
-        layers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        last = match[2] or match[1]
+        if len(last) > len(str(DEEPEST)) or int(last) >= DEEPEST:
+            raise RegardError(f"--layers: no model has a layer {last}.")
+        layers.update(range(int(match[1]), int(last) + 1))
     return sorted(layers)
 
 
-def check_layers(layers: list[int] | None, anatomy: Any) -> None:
-    """Refuse a layer that the model does not have.
+def check_depth(layers: list[int] | None, config: Any) -> None:
+    """Refuse a layer beyond the number that a config gives, where it gives one; weights are not needed.
 
     Raises:
         NoSuchSite: naming the layers there are.
     """
-    present = {site.layer for site in anatomy.sites if site.kind == anatomy.main}
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(count, int) and count > 0:
+        _refuse_absent(layers, set(range(count)))
+
+
+def check_layers(layers: list[int] | None, anatomy: Any) -> None:
+    """Refuse a layer whose attention the model does not have, or that cannot be reached.
+
+    Raises:
+        NoSuchSite: naming the layers there are.
+    """
+    _refuse_absent(layers, {site.layer for site in anatomy.sites if site.kind == anatomy.main})
+
+
+def _refuse_absent(layers: list[int] | None, present: set[int]) -> None:
     absent = [layer for layer in layers or () if layer not in present]
     if absent:
-        raise NoSuchSite(f"--layers: the model has no layer {absent[0]}; its layers are 0 to {max(present)}.")
+        last = max(present)
+        there = f"0 to {last}" if len(present) == last + 1 else ", ".join(map(str, sorted(present)))
+        raise NoSuchSite(
+            f"--layers: the model has no attention in layer {absent[0]}; it has it in {there}."
+            if len(present) <= last
+            else f"--layers: the model has no layer {absent[0]}; its layers are {there}."
+        )
 
 
-def check_output(given: str | None, option: str) -> Path | None:
-    """Refuse a path that cannot be written to, before any work.
+def check_outputs(json: str | None, csv: str | None) -> tuple[Path | None, Path | None]:
+    """Refuse paths that cannot be written to, before any work.
 
     Raises:
         RegardError: naming the option and what is wrong.
     """
+    first, second = _check_output(json, "--json"), _check_output(csv, "--csv")
+    if first is not None and second is not None and first.resolve() == second.resolve():
+        raise RegardError(f"--json and --csv both name {first}; give two files.")
+    return first, second
+
+
+def _check_output(given: str | None, option: str) -> Path | None:
     if given is None:
         return None
-    path = Path(given)
+    try:
+        path = Path(given).resolve() if Path(given).is_symlink() else Path(given)
+        problem = _why_not_writable(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RegardError(f"{option}: {given[:60]!r} is no name for a file: {reason}.") from None
+    if problem:
+        raise RegardError(f"{option}: {problem}.")
+    return path
+
+
+def _why_not_writable(path: Path) -> str | None:
     folder = path.parent
     if path.is_dir():
-        raise RegardError(f"{option}: {path} is a folder; give a file's name.")
+        return f"{path} is a folder; give a file's name"
     if not folder.is_dir():
-        raise RegardError(f"{option}: there is no folder {folder} to write {path.name} to.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise RegardError(f"{option}: {path} cannot be written to.")
-    return path
+        return f"there is no folder {folder} to write {path.name} to"
+    if path.exists() and not path.is_file():
+        return f"{path} is no ordinary file"
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        return f"{path} cannot be written to"
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.cli import given
+from regard.cli.command import Parser
 from regard.errors import RegardError
 
 SHADES = " ░▒▓█"
@@ -16,7 +17,7 @@ MAP_COLUMN = ("sinks", "first", "attention on the first token, in per cent")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the subcommand."""
-    parser = argparse.ArgumentParser(prog="regard inspect", description=__doc__)
+    parser = Parser(prog="regard inspect", description=__doc__)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, .gguf file or Hub name")
     parser.add_argument("--text", metavar="FILE|-|WORDS", help="what to read (default: a packaged passage)")
     parser.add_argument("--layers", metavar="0-5,7", help="layers to look at (default: all)")
@@ -33,14 +34,12 @@ def run(options: argparse.Namespace) -> int:
     """Look at a model and print what was found."""
     text, origin = given.read_text(options.text)
     layers = given.parse_layers(options.layers)
-    json_path = given.check_output(options.json, "--json")
-    csv_path = given.check_output(options.csv, "--csv")
+    json_path, csv_path = given.check_outputs(options.json, options.csv)
     from regard.cli.looking import Look, chosen_lenses
 
     lenses = chosen_lenses(options.lens)
-    look = Look.of(options.model, text, origin, options.dtype, options.device)
-    given.check_layers(layers, look.anatomy)
-    main, probe = look.at_text(lenses, layers), look.at_probe(lenses, layers)
+    look = Look.of(options.model, text, origin, layers, options.dtype, options.device)
+    main, probe = look.at_text(lenses, layers, options.lens is not None), look.at_probe(lenses, layers)
     _print(look, main, probe)
     if json_path is not None:
         _write_json(json_path, look, main, probe)
@@ -56,7 +55,7 @@ def _print(look: Any, main: dict[str, Any], probe: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(f"[bold]{look.name}[/bold], {look.size}")
-    console.print(f"\n[bold]On the {look.origin}[/bold] ({look.tokens} tokens)")
+    console.print(f"\n[bold]On {look.origin}[/bold] ({look.tokens} tokens)")
     for name, result in main.items():
         for sentence in FINDINGS.get(name, lambda _: [])(result):
             console.print(f"  {sentence}", soft_wrap=True)

@@ -110,3 +110,68 @@ def visible_range(visible: Tensor) -> tuple[int, int]:
     if not len(seen):
         return 0, 1
     return int(seen[0]), int(seen[-1]) + 1
+
+
+class WindowMask(Mask):
+    """`base`, and of it only keys within a window of the row.
+
+    Args:
+        base: the mask to narrow.
+        window: row i sees itself and the `window` - 1 keys before it; both ways where `both`.
+        offset: row i stands at key i + `offset`.
+        both: see as many keys after the row as before it.
+    """
+
+    def __init__(self, base: Mask, window: int, offset: int = 0, both: bool = False) -> None:
+        super().__init__(base.queries, base.keys)
+        self.base, self.window, self.offset, self.both = base, window, offset, both
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        first, last = self.base.bounds(start, stop)
+        first = max(first, start + self.offset - self.window + 1)
+        if self.both:
+            last = min(last, stop + self.offset + self.window - 1)
+        return (first, last) if first < last else (0, 1)
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        below = self.base.rows(start, stop, first, last)
+        inside = first > stop - 1 + self.offset - self.window
+        if inside and (not self.both or last <= start + self.offset + self.window):
+            return below
+        device = None if below is None else below.device
+        apart = (torch.arange(start, stop, device=device) + self.offset)[:, None] - torch.arange(
+            first, last, device=device
+        )
+        near = apart < self.window
+        if self.both:
+            near &= apart > -self.window
+        return _both(below, near[None, None])
+
+
+class PaddedMask(Mask):
+    """`base`, without the keys that are padding.
+
+    Args:
+        base: the mask to narrow.
+        valid: bool [B, S], False where a key is padding.
+    """
+
+    def __init__(self, base: Mask, valid: Tensor) -> None:
+        super().__init__(base.queries, base.keys)
+        self.base, self.valid = base, valid
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        return self.base.bounds(start, stop)
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        below = self.base.rows(start, stop, first, last)
+        return _both(below, self.valid[:, None, None, first:last].expand(-1, 1, stop - start, -1))
+
+
+def _both(mask: Tensor | None, visible: Tensor) -> Tensor:
+    """Narrow a mask, None, bool or additive, to what is `visible`."""
+    if mask is None:
+        return visible
+    if mask.dtype == torch.bool:
+        return mask & visible
+    return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)

@@ -184,10 +184,14 @@ def softmax(x: AttentionInputs, block: RowBlock) -> None:
 
 @dataclass
 class _Buffers:
-    """Memory that the blocks of one call share; nothing where autograd must keep every block."""
+    """Memory that the blocks of one call share; nothing where autograd must keep every block.
+
+    Later blocks see more keys, so a buffer is made for `largest` elements from the start.
+    """
 
     reuse: bool
     device: torch.device
+    largest: int = 0
     store: dict[str, Tensor] = field(default_factory=dict)
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -195,7 +199,7 @@ class _Buffers:
             return None
         size = math.prod(shape)
         if name not in self.store or self.store[name].numel() < size:
-            self.store[name] = torch.empty(size, dtype=dtype, device=self.device)
+            self.store[name] = torch.empty(max(size, self.largest), dtype=dtype, device=self.device)
         return self.store[name][:size].view(shape)
 
 
@@ -224,7 +228,7 @@ def row_blocks(
     first_row, last_row = rows or (0, q.shape[2])
     if reuse is None:
         reuse = not (torch.is_grad_enabled() and _needs_grad(x))
-    buffers = _Buffers(reuse, q.device)
+    buffers = _Buffers(reuse, q.device, _largest(x, batch * count, first_row, last_row, block_rows))
     keys = k.reshape(batch * (count // group), k.shape[2], k.shape[3]).transpose(1, 2)
     start = first_row
     while start < last_row:
@@ -242,9 +246,21 @@ def row_blocks(
 
 def _fitting(x: AttentionInputs, start: int, rows_each: int) -> int:
     visible = x.mask.bounds(start, min(start + MIN_ROWS, x.q.shape[2]))
-    budget = BLOCK_BYTES.get(x.q.device.type, BLOCK_BYTES["cuda"])
-    fit = budget // (4 * rows_each * max(1, visible[1] - visible[0]))
+    fit = _budget(x) // (4 * rows_each * max(1, visible[1] - visible[0]))
     return max(MIN_ROWS, min(MAX_ROWS, fit // MIN_ROWS * MIN_ROWS))
+
+
+def _largest(x: AttentionInputs, rows_each: int, start: int, stop: int, block_rows: int | None) -> int:
+    """How many scores the largest block holds, at most."""
+    keys = x.k.shape[2]
+    if block_rows:
+        return rows_each * min(block_rows, stop - start) * keys
+    fit = max(_budget(x) // 4, rows_each * MIN_ROWS * keys)
+    return min(fit, rows_each * min(MAX_ROWS, stop - start) * keys)
+
+
+def _budget(x: AttentionInputs) -> int:
+    return BLOCK_BYTES.get(x.q.device.type, BLOCK_BYTES["cuda"])
 
 
 def _needs_grad(x: AttentionInputs) -> bool:
@@ -341,5 +357,5 @@ def _with_bias(x: AttentionInputs, mask: Tensor | None, causal: bool) -> Tensor:
     if mask is None:
         return bias
     if mask.dtype == torch.bool:
-        return bias.masked_fill(~mask, torch.finfo(x.q.dtype).min)
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
     return bias + mask

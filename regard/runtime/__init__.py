@@ -24,7 +24,6 @@ _HOME = {
     "resolve": "tokens",
     "run_pairs": "pairs",
     "steer": "verbs",
-    "swap": "verbs",
     "watch": "verbs",
 }
 
@@ -38,12 +37,12 @@ if TYPE_CHECKING:
     from regard.runtime.site import Point, Site
     from regard.runtime.store import load_seen
     from regard.runtime.tokens import resolve
-    from regard.runtime.verbs import patch, steer, swap, watch
+    from regard.runtime.verbs import patch, steer, watch
 
 __all__ = [
     "Edit", "HeadTable", "Lens", "Pair", "PairResults", "Point", "Replay", "RowPatch", "Session", "Site",
     "Wanted", "collect", "load_seen", "logit_difference", "patch", "resolve",
-    "run_pairs", "steer", "swap", "watch",
+    "run_pairs", "steer", "watch",
 ]  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.engines.masks import CausalMask, Mask, TensorMask
+from regard.engines.masks import CausalMask, Mask, PaddedMask, TensorMask
 from regard.engines.rows import AttentionInputs, RowBlock
 from regard.errors import UnsupportedModel
+from regard.runtime.carried import StateLayer, held
 from regard.runtime.mask import LazyMask
 from regard.runtime.run import Run
 from regard.runtime.site import Site
@@ -30,6 +31,9 @@ class Call(AttentionInputs):
         index: 0 for the first call of this site in this forward, and so on.
         main: the kind of site that a bare layer number means.
         q_offset, kv_offset: absolute positions of the first query and the first key, padding counted.
+        plain: whether the mask is nothing but causal order, or everything, and padding.
+        carried: where the layer keeps a state instead of keys and values, its cache layer; `k` and `v` are
+            then of the new positions only.
     """
 
     run: Run = field(default_factory=Run)
@@ -43,6 +47,8 @@ class Call(AttentionInputs):
     valid_queries: Tensor | None = None
     valid_keys: Tensor | None = None
     pad_left: Tensor | None = None
+    plain: bool = True
+    carried: StateLayer | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,8 +123,12 @@ def call_from_interface(
         scale=float(scaling) if scaling is not None else q.shape[-1] ** -0.5,
         softcap=options.get("softcap"), bias=options.get("position_bias"), sink_logits=sinks,
         dropout=float(options.get("dropout") or 0.0), run=run, site=site, extra=options,
+        carried=held(site.module),
     )  # fmt: skip
-    _set_mask(call, attention_mask, bool(is_causal))
+    if call.carried is not None:
+        _set_mask_of_new(call, attention_mask)
+    else:
+        _set_mask(call, attention_mask, bool(is_causal))
     return call
 
 
@@ -144,7 +154,7 @@ def _set_mask(call: Call, attention_mask: Any, is_causal: bool) -> None:
     if isinstance(attention_mask, LazyMask):
         _take_lazy(call, attention_mask)
     elif isinstance(attention_mask, Tensor):
-        call.mask = TensorMask(attention_mask, queries, keys)
+        call.mask, call.plain = TensorMask(attention_mask, queries, keys), False
         call.pad_left, call.valid_queries, call.valid_keys = _padding_of(call)
         if not call.site.cross and keys > queries:
             call.q_offset = keys - queries
@@ -159,8 +169,26 @@ def _set_mask(call: Call, attention_mask: Any, is_causal: bool) -> None:
         call.q_offset = keys - queries
 
 
+def _set_mask_of_new(call: Call, attention_mask: Any) -> None:
+    """The mask among new positions, where earlier ones are in a state."""
+    assert call.carried is not None
+    length = call.query_length
+    call.causal = True
+    call.q_offset = call.kv_offset = call.carried.length - length
+    call.mask = CausalMask(length, length, 0, call.q.device)
+    if isinstance(attention_mask, LazyMask):
+        call.plain = attention_mask.plain
+        call.valid_queries = call.valid_keys = attention_mask.valid_queries
+        call.pad_left = attention_mask.pad_left
+        if call.valid_keys is not None:
+            call.mask = PaddedMask(call.mask, call.valid_keys)
+    elif attention_mask is not None:
+        call.plain = False
+
+
 def _take_lazy(call: Call, lazy: LazyMask) -> None:
     call.q_offset, call.kv_offset = lazy.q_offset, lazy.kv_offset
+    call.plain = lazy.plain
     call.valid_keys = lazy.valid_keys
     if call.site.cross:
         call.valid_queries = call.run.valid_rows(call.query_length)

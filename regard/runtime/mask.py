@@ -18,6 +18,7 @@ from transformers import masking_utils
 from regard.engines.masks import CausalMask, Mask, visible_range
 
 KEEP_BYTES = 32 * 2**20
+PLAIN = (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function)
 
 
 class LazyMask(BlockMask):
@@ -31,6 +32,7 @@ class LazyMask(BlockMask):
         q_offset, kv_offset: absolute position of the first query and the first key.
         valid_queries, valid_keys: bool [B, T] and [B, S], or None where nothing is padding. Queries of
             cross-attention are not known here.
+        plain: whether it is nothing but causal order, or everything, and padding.
         pad_left: [B], padding in front of each sequence, or None.
     """
 
@@ -44,8 +46,10 @@ class LazyMask(BlockMask):
         simple: str | None,
         use_vmap: bool,
         device: torch.device,
+        plain: bool = False,
     ) -> None:
         self._shape = shape
+        self.plain = plain or simple is not None
         self.q_offset, self.kv_offset = q_offset, kv_offset
         self.index_function, self.use_vmap = index_function, use_vmap
         self.device_ = device
@@ -184,6 +188,10 @@ def lazy_mask(
 ) -> LazyMask:
     """Build the mask of one forward and layer type; the signature is that of transformers' mask functions."""
     q_offset, kv_offset = int(q_offset), int(kv_offset)
+    if local_size is None:
+        plain = mask_function in PLAIN
+    else:
+        plain = allow_is_causal_skip and q_offset + q_length <= local_size
     padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
     simple = None
     if allow_is_causal_skip and masking_utils._ignore_causal_mask_sdpa(
@@ -200,5 +208,5 @@ def lazy_mask(
         padding = None
     return LazyMask(
         (batch_size, 1, q_length, kv_length), q_offset, kv_offset, mask_function, padding, simple,
-        use_vmap, torch.device(device),
+        use_vmap, torch.device(device), plain,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard.engines.masks import MASKED
 from regard.engines.rows import RowBlock, attend, mix, row_blocks, softmax
-from regard.errors import ShapeMismatch
+from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.call import Call
 from regard.runtime.protocol import Edit, Inner, Lens, Stage, Wanted, asked, defines
 
@@ -110,6 +110,11 @@ def _replaced(edit: Edit, new: Tensor | None, old: Tensor) -> Tensor:
 
 def _observe(call: Call, lenses: Sequence[Lens], wanted: dict[int, Wanted | None]) -> None:
     """Show lenses the call as it arrived, before any edit."""
+    if call.carried is not None and call.carried.length > call.query_length:
+        raise RegardError(
+            f"{call.site.alias} decodes from a state, so its attention before the swap cannot be seen; leave "
+            "before=True out, or run with use_cache=False."
+        )
     with torch.no_grad():
         _tell(lenses, "inputs", call)
         call.head_outputs = _softmax_attention(call, [], lenses, wanted)
@@ -123,20 +128,20 @@ def _attend(
     """The whole call, through every edit that defines `attend`; the last one given is outermost."""
     seen = False
 
-    def softmax_attention(inner_call: Call) -> Tensor:
+    def readers() -> Sequence[Lens]:
         nonlocal seen
-        readers = () if seen else lenses
-        seen = True
-        return _softmax_attention(inner_call, edits, readers, wanted)
+        fresh, seen = not seen, True
+        return lenses if fresh else ()
+
+    def softmax_attention(inner_call: Call) -> Tensor:
+        return _softmax_attention(inner_call, edits, readers(), wanted)
 
     inner: Inner = softmax_attention
-    matrix = None
     for edit in edits:
         if defines(edit, "attend"):
             inner = _outer(edit, inner)
-            matrix = edit.matrix if defines(edit, "matrix") else matrix  # type: ignore[attr-defined]
-    if matrix is not None:
-        _show_matrix(call, matrix, _opened(call, (), lenses, wanted))
+        if defines(edit, "matrix"):
+            inner = _by_matrix(edit, inner, lambda: _opened(call, edits, readers(), wanted))
     return inner(call)
 
 
@@ -154,20 +159,50 @@ def _outer(edit: Edit, inner: Inner) -> Inner:
     return outer
 
 
-def _show_matrix(call: Call, matrix: Any, opened: _Opened) -> None:
-    """Show lenses the weights of a swapped-in mechanism, from its definition."""
-    readers = [lens for lens in opened.lenses if defines(lens, "weights")]
-    if not readers:
-        return
-    with torch.no_grad():
-        weights = matrix(call).float()
-        if opened.heads is not None:
-            weights = weights.index_select(1, opened.heads)
+def _by_matrix(edit: Edit, fast: Inner, opens: Callable[[], _Opened]) -> Inner:
+    """What reads or edits weights gets those that a swapped-in mechanism has by its definition."""
+
+    def outer(call: Call) -> Tensor:
+        opened = opens()
+        readers = [lens for lens in opened.lenses if defines(lens, "weights")]
+        editors = opened.edits
+        _refuse_edits(call, editors, edit)
+        if not readers and not editors:
+            return fast(call)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(editors)):
+            weights = edit.matrix(call)  # type: ignore[attr-defined]
+        if weights is None:
+            return fast(call)
         block = RowBlock(0, weights.shape[2], 0, weights.shape[3])
-        block.heads = opened.heads
         call.annotate(block)
-        block.weights = weights
+        block.weights = weights.float()
+        for editor in editors:
+            if defines(editor, "survey"):
+                with torch.no_grad():
+                    editor.survey(block)  # type: ignore[attr-defined]
+            if defines(editor, "weights"):
+                block.weights = _replaced(editor, editor.weights(block), block.weights)  # type: ignore[attr-defined]
+        if opened.heads is not None and not editors:
+            block.heads, block.weights = opened.heads, block.weights.index_select(1, opened.heads)
         _tell(readers, "weights", block)
+        return mix(call, block) if editors else fast(call)
+
+    return outer
+
+
+def _refuse_edits(call: Call, editors: Sequence[Edit], swapped: Edit) -> None:
+    """A swapped-in mechanism may have no scores, and one with a state has no weights for earlier keys."""
+    for edit in editors:
+        if defines(edit, "scores"):
+            raise RegardError(
+                f"{type(edit).__name__} changes scores, and {call.site.alias} computes attention by "
+                f"{swapped!r}; steer other layers, or edit weights."
+            )
+    if editors and call.carried is not None:
+        raise RegardError(
+            f"{type(editors[0]).__name__} changes weights, and {call.site.alias} decodes from a state, in "
+            "which earlier keys have none; run it with use_cache=False."
+        )
 
 
 def _opened(

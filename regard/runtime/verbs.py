@@ -1,8 +1,7 @@
-"""The verbs: watch, steer, swap and patch a model."""
+"""The verbs watch, steer and patch; `swap` stands with the mechanisms."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -61,22 +60,6 @@ def steer(model: nn.Module, *edits: Edit | Lens, spans: dict[str, Tensor] | None
     if not edits:
         raise RegardError("steer needs at least one edit.")
     return Session(model, edits, spans)
-
-
-def swap(model: nn.Module, mechanism: Any, layers: Iterable[int | str] | None = None) -> Session:
-    """Open a session in which layers of `model` compute attention by another `mechanism`.
-
-    Args:
-        model: as for `watch`.
-        mechanism: a mechanism's spec, such as `SlidingWindow(256)`.
-        layers: numbers in the main stack or aliases; default all of the main stack.
-
-    Returns:
-        A context manager; its `keep()` makes the change permanent and returns the model.
-    """
-    swapping = importlib.import_module("regard.runtime.swap")
-    session: Session = swapping.SwapSession(model, mechanism, layers)
-    return session
 
 
 def patch(model: nn.Module, values: Mapping[Point, Any]) -> Session:

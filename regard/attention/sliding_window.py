@@ -1,0 +1,72 @@
+"""Softmax attention in a window.
+
+    row i sees keys j with 0 <= i - j < window           causal
+    row i sees keys j with |i - j| < window              otherwise
+
+and of those only what the model's own mask lets it see; scale, soft-cap, bias and sink logits are the
+model's. Distances count padded positions, which a sequence has at one end only.
+
+Source: Beltagy et al., 2020, arXiv 2004.05150, section 3.1; the count of keys, the row's own included, is
+that of Mistral (Jiang et al., 2023, arXiv 2310.06825, section 2). Status: agrees with the sliding-window
+masks of transformers. It reads the model's ordinary cache, and keeps all of it.
+
+Operations and memory O(T * window).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from regard.attention.matrices import dense_mask, softmax_matrix
+from regard.attention.mechanism import Context, Mechanism, Spec, mechanism
+from regard.engines.bands import attend_by_blocks
+from regard.engines.masks import WindowMask
+from regard.errors import RegardError
+
+MIN_ROWS, MAX_ROWS = 64, 512
+
+
+class SlidingWindowAttention(Mechanism):
+    """Softmax attention in a window; the module of `SlidingWindow`."""
+
+    honours = frozenset({"bias", "softcap", "sink_logits"})
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def _narrowed(self, ctx: Context) -> Context:
+        return replace(ctx, mask=WindowMask(ctx.mask, self.window, ctx.offset, both=not ctx.causal))
+
+    def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
+        narrow = self._narrowed(ctx or Context.of(q, k))
+        return softmax_matrix(q, k, narrow, dense_mask(narrow, q.device))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
+        narrow = self._narrowed(ctx or Context.of(q, k))
+        rows = max(MIN_ROWS, min(MAX_ROWS, self.window))
+        return attend_by_blocks(narrow.inputs(q, k, v), rows)
+
+
+@mechanism("sliding-window")
+@dataclass(frozen=True)
+class SlidingWindow(Spec):
+    """Softmax attention of every row to the `window` last keys, itself included.
+
+    Attributes:
+        window: number of keys, from 1.
+
+    Example:
+        >>> SlidingWindow(256).to_dict()
+        {'mechanism': 'sliding-window', 'window': 256}
+    """
+
+    module: ClassVar = SlidingWindowAttention
+    window: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
+            raise RegardError(f"window is {self.window!r}; it must be a number of keys, from 1.")
