@@ -10,7 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = {"inspect": "look at what the attention of a model does on a text"}
+COMMANDS = {
+    "inspect": "look at what the attention of a model does on a text",
+    "study": "test a paper's claim small, and say whether it held",
+}
 
 
 class Parser(argparse.ArgumentParser):

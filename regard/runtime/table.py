@@ -140,6 +140,15 @@ def finite(value: Any) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all.
+
+    Raises:
+        RegardError: where the folder is missing or may not be written to.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -149,8 +158,8 @@ def write_text(path: str | Path, text: str) -> None:
     try:
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             os.chmod(scratch, 0o666 & ~_umask())
             os.replace(scratch, path)
         except BaseException:
