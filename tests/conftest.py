@@ -9,6 +9,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from tests.support.outcomes import (  # noqa: F401  (hooks and a fixture)
+    outcomes_of,
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
+
 _real_empty, _real_empty_like = torch.empty, torch.empty_like
 
 

@@ -13,6 +13,8 @@ from typing import NoReturn
 COMMANDS = {
     "inspect": "look at what the attention of a model does on a text",
     "study": "test a paper's claim small, and say whether it held",
+    "papers": "list the published systems in scope, and which of them work today",
+    "run": "run a system's own command",
 }
 
 

@@ -16,25 +16,33 @@ Status: agrees with the official code.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from regard.engines.rows import RowBlock
-from regard.errors import RegardError
+from regard.errors import RegardError, UnsupportedModel
 from regard.lens.base import Place, SequenceLens, head_table
 from regard.lens.columns import add_columns, first_rows, note_columns
 from regard.lens.matches import tokens_of
 from regard.lens.registry import lens
+from regard.runtime.anatomy import anatomy_of
 from regard.runtime.call import Call
 from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import Wanted
+from regard.runtime.table import finite
 from regard.runtime.tally import Tally
+from regard.runtime.verbs import watch
+
+if TYPE_CHECKING:
+    from regard.cli.request import Request, SystemParser
 
 PLACES = 512
+MOST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,3 +229,108 @@ def _begins(call: Call) -> Tensor:
         return torch.full((call.q.shape[0],), float("nan"), device=device)
     pad = torch.zeros(len(ids), dtype=torch.long) if call.pad_left is None else call.pad_left.long()
     return (ids.gather(1, pad.to(ids.device)[:, None])[:, 0] == bos).float().to(device)
+
+
+def command(parser: SystemParser) -> None:
+    """Print how many heads park their attention on the first token: on a text cut into pieces, and on two
+    controls of the same size, random tokens and one token repeated.
+    """
+    parser.takes("model", "text", "seed")
+    parser.add_argument(
+        "--eps", type=float, nargs="+", default=[0.3], metavar="E",
+        help="thresholds for a head's mean attention on the first token (default: 0.3)",
+    )  # fmt: skip
+    parser.add_argument("--length", type=int, default=64, help="tokens in a piece (default: 64)")
+    parser.add_argument(
+        "--bos", action=argparse.BooleanOptionalAction,
+        help="begin every piece with the BOS token, or with none (default: as the tokenizer does)",
+    )  # fmt: skip
+    parser.set_defaults(run=_answer)
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    eps, length = sorted(set(request.options.eps)), request.options.length
+    if length < 2:
+        raise RegardError(f"--length is {length}; a piece takes at least 2 tokens.")
+    Sinks(eps=eps, length=length)
+    bos = _bos(request.tokenizer, request.options.bos)
+    text, left = _pieces(request, length - len(bos))
+    if anatomy_of(request.model).main in ("encoder", "vision"):
+        raise UnsupportedModel(
+            f"{request.source.name} reads both ways, and a sink is a matter of causal models."
+        )
+    some = torch.randint(0, len(request.tokenizer), text.shape, generator=request.generator)
+    inputs = {"the text": text, "random tokens": some, "one token repeated": some[:, :1].expand_as(some)}
+    tables = {}
+    for name, ids in inputs.items():
+        begun = torch.tensor(bos, dtype=torch.long).expand(len(ids), -1)
+        with watch(request.model, Sinks(eps=eps, length=length)) as seen:
+            request.read(torch.cat([begun, ids], 1), f"Reading {name}")
+        tables[name] = seen[Sinks]
+    _print_rates(request, tables, eps)
+    _print_heads(request, tables["the text"], eps[0])
+    return {
+        "model": request.source.name, "text": request.text.origin, "pieces": len(text), "length": length,
+        "tokens_left_over": left, "bos": bool(bos), "seed": request.options.seed, "eps": eps,
+        "rates": {name: {f"{e:g}": finite(t.rate(e)) for e in eps} for name, t in tables.items()},
+        "windowed": tables["the text"].windowed,
+        "heads": {name: [{k: finite(v) for k, v in row.items()} for row in t.table.rows()]
+                  for name, t in tables.items()},
+    }  # fmt: skip
+
+
+def _bos(tokenizer: Any, asked: bool | None) -> list[int]:
+    """Return the tokens in front of every piece: the BOS token, or none."""
+    token = tokenizer.bos_token_id
+    if asked and token is None:
+        raise RegardError("--bos: this model's tokenizer has no BOS token.")
+    own = token is not None and tokenizer("a")["input_ids"][:1] == [token]
+    return [token] if (own if asked is None else asked) else []
+
+
+def _pieces(request: Request, length: int) -> tuple[Tensor, int]:
+    """Return the text's tokens as [N, length], and how many are left over."""
+    words, origin = request.text
+    ids = request.tokenizer(words, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][
+        0
+    ]
+    count = len(ids) // length
+    if not count:
+        raise RegardError(
+            f"The text ({origin}) has {len(ids)} tokens, and a piece takes {length}; give a longer one, or a "
+            "smaller --length."
+        )
+    return ids[: count * length].view(count, length).long(), len(ids) - count * length
+
+
+def _print_rates(request: Request, tables: dict[str, SinkTable], eps: list[float]) -> None:
+    table, options = tables["the text"], request.options
+    pieces = (
+        f"{table.about['sequences']} piece{'s' * (table.about['sequences'] != 1)} of {options.length} tokens"
+    )
+    begun = "not known whether with" if table.bos is None else "with" if table.bos else "without"
+    request.say(
+        f"{request.source.name}, {len(table.sites)} heads; {request.text.origin}: {pieces}, {begun} BOS"
+    )
+    request.say()
+    request.say("Share of heads whose mean attention on the first token is above eps, over all pieces:")
+    request.say(f"  {'eps':18}" + "".join(f"{e:>9g}" for e in eps))
+    for name, found in tables.items():
+        control = "" if name == "the text" else "   (control)"
+        request.say(f"  {name:18}" + "".join(f"{found.rate(e):>9.1%}" for e in eps) + control)
+    if table.windowed:
+        request.say(f"A window hides the first token in {len(table.windowed)} layers, which do not count.")
+
+
+def _print_heads(request: Request, table: SinkTable, eps: float) -> None:
+    """Print, layer by layer, the heads that are above a threshold in most pieces."""
+    above: dict[str, list[int]] = {site: [] for site in table.sites}
+    for (site, head), rate in zip(table.names, table[f"rate_{eps:g}"], strict=True):
+        if rate > MOST:
+            above[site].append(head)
+    count = sum(map(len, above.values()))
+    request.say()
+    request.say(f"{count} of {len(table.sites)} heads are above {eps:g} in most pieces of the text:")
+    for site, heads in above.items():
+        if heads:
+            request.say(f"  {site:10} {' '.join(map(str, heads))}")
