@@ -148,8 +148,8 @@ def about(words: str) -> list[Paper]:
         RegardError: where no system is; the message names words that are near.
 
     Example:
-        >>> about("hallucinating")[0].title
-        'Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence'
+        >>> about("quantization")[0].slug
+        'quantizable-transformers'
     """
     wanted = dict.fromkeys(_stems(words))
     rows = papers().values()

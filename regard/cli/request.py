@@ -144,6 +144,11 @@ class Request:
         with busy(f"Loading {self.source.name}"):
             return self.source.read(self.options.dtype, self.options.device)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens both the tokenizer and the model know."""
+        return min(len(self.tokenizer), self.model.get_input_embeddings().weight.shape[0])
+
     def read(self, ids: torch.Tensor, title: str) -> None:
         """Run the model over token ids, a few rows at a time, with a bar; without gradients or a cache.
 
@@ -153,10 +158,11 @@ class Request:
 
         Raises:
             UnsupportedModel: where the model does not run on token ids alone.
-            RegardError: where it runs out of memory.
+            RegardError: where rows are longer than it takes, it knows no such token, or memory runs out.
         """
         import torch
 
+        self._check(ids)
         wanted = {"use_cache": False, "logits_to_keep": 1}
         known = inspect.signature(self.model.forward).parameters
         options = {name: value for name, value in wanted.items() if name in known}
@@ -164,6 +170,18 @@ class Request:
             for rows in ids.to(self.model.device).split(ROWS):
                 self._forward(rows, options)
                 advance(len(rows))
+
+    def _check(self, ids: torch.Tensor) -> None:
+        name, known = self.source.name, self.model.get_input_embeddings().weight.shape[0]
+        longest = getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(longest, int) and ids.shape[1] > longest:
+            raise RegardError(
+                f"{name} takes at most {longest} tokens at once, and was to read {ids.shape[1]}."
+            )
+        if int(ids.max()) >= known:
+            raise RegardError(
+                f"The tokenizer of {name} gives token {int(ids.max())}; the model knows {known}."
+            )
 
     def _forward(self, ids: torch.Tensor, options: dict[str, Any]) -> None:
         import torch

@@ -259,7 +259,7 @@ def _answer(request: Request) -> dict[str, Any]:
         raise UnsupportedModel(
             f"{request.source.name} reads both ways, and a sink is a matter of causal models."
         )
-    some = torch.randint(0, len(request.tokenizer), text.shape, generator=request.generator)
+    some = torch.randint(0, request.vocabulary, text.shape, generator=request.generator)
     inputs = {"the text": text, "random tokens": some, "one token repeated": some[:, :1].expand_as(some)}
     tables = {}
     for name, ids in inputs.items():
@@ -291,9 +291,8 @@ def _bos(tokenizer: Any, asked: bool | None) -> list[int]:
 def _pieces(request: Request, length: int) -> tuple[Tensor, int]:
     """Return the text's tokens as [N, length], and how many are left over."""
     words, origin = request.text
-    ids = request.tokenizer(words, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][
-        0
-    ]
+    found = request.tokenizer(words, add_special_tokens=False, return_tensors="pt", verbose=False)
+    ids = found["input_ids"][0]
     count = len(ids) // length
     if not count:
         raise RegardError(
@@ -305,13 +304,11 @@ def _pieces(request: Request, length: int) -> tuple[Tensor, int]:
 
 def _print_rates(request: Request, tables: dict[str, SinkTable], eps: list[float]) -> None:
     table, options = tables["the text"], request.options
-    pieces = (
-        f"{table.about['sequences']} piece{'s' * (table.about['sequences'] != 1)} of {options.length} tokens"
-    )
+    count = table.about["sequences"]
+    pieces = f"{count} piece{'s' * (count != 1)} of {options.length} tokens"
     begun = "not known whether with" if table.bos is None else "with" if table.bos else "without"
-    request.say(
-        f"{request.source.name}, {len(table.sites)} heads; {request.text.origin}: {pieces}, {begun} BOS"
-    )
+    request.say(f"{request.source.name}, {len(table.sites)} heads")
+    request.say(f"{request.text.origin}: {pieces}, {begun} BOS")
     request.say()
     request.say("Share of heads whose mean attention on the first token is above eps, over all pieces:")
     request.say(f"  {'eps':18}" + "".join(f"{e:>9g}" for e in eps))
