@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 MASKED = torch.finfo(torch.float32).min
+HIDDEN = -1e4
+
+
+def unhidden(rows: Tensor) -> Tensor:
+    """Return which keys a mask leaves visible, bool: of an additive one, those it adds more than -10,000 to.
+
+    So -inf, the lowest number of a dtype, -1e9 and -1e4 hide a key; a smaller penalty, such as Swin's
+    -100, is a bias and leaves it visible.
+    """
+    return rows if rows.dtype == torch.bool else rows > HIDDEN
 
 
 class Mask:
@@ -37,7 +47,8 @@ class Mask:
             return scores
         if mask.dtype == torch.bool:
             return scores.masked_fill_(~mask, MASKED)
-        return scores + mask
+        # A score of -inf would make statistics that multiply by it NaN.
+        return (scores + mask).clamp_(min=MASKED)
 
     def for_sdpa(self) -> tuple[Tensor | None, bool]:
         """Return `(attn_mask, is_causal)` as `scaled_dot_product_attention` takes them."""

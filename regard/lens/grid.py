@@ -22,6 +22,7 @@ class Grid:
         self.total = torch.zeros(sequences, heads, 0, 0, device=device)
         self.largest: Tensor | None = None
         self.rows, self.keys = [0] * sequences, [0] * sequences
+        self.first: list[int | None] = [None] * sequences
 
     def __len__(self) -> int:
         return len(self.total)
@@ -30,6 +31,8 @@ class Grid:
         """Add the weights [heads, R, K] of the rows and keys that begin at positions `row` and `key`."""
         rows, keys = row + part.shape[1], key + part.shape[2]
         self.rows[sequence] = max(self.rows[sequence], rows)
+        if self.first[sequence] is None:
+            self.first[sequence] = row
         self.keys[sequence] = max(self.keys[sequence], keys)
         while max(rows, keys) > self.width * self.most:
             self._widen()
@@ -56,18 +59,25 @@ class Grid:
         self.total = self.total.index_select(0, index)
         self.largest = None if self.largest is None else self.largest.index_select(0, index)
         self.rows, self.keys = [self.rows[i] for i in source], [self.keys[i] for i in source]
+        self.first = [self.first[i] for i in source]
         return True
 
     def pattern(self, sequence: int) -> tuple[Tensor, Tensor]:
-        """Return the mean over rows of the mass on each bin, and the largest weight in it, on the CPU."""
+        """Return the mean over rows of the mass on each bin, and the largest weight in it, on the CPU.
+
+        Rows before the first that was added count as unseen; a bin of nothing else is NaN.
+        """
         rows, keys = self.rows[sequence], self.keys[sequence]
         bins = (slice(None), slice(-(-rows // self.width)), slice(-(-keys // self.width)))
         total = self.total[sequence][bins].cpu().clone()
         counts = torch.full((total.shape[1],), float(self.width))
         if len(counts):
             counts[-1] = rows - (len(counts) - 1) * self.width
+        unseen = torch.arange(len(counts)) * -self.width + (self.first[sequence] or 0)
+        counts -= torch.minimum(unseen.clamp(min=0).float(), counts)
         largest = total if self.largest is None else self.largest[sequence][bins].cpu()
-        return total / counts[:, None], largest.clone()
+        mean = total / counts[:, None]
+        return mean, mean.clone() if self.largest is None else largest.masked_fill(mean.isnan(), torch.nan)
 
     def _widen(self) -> None:
         if self.largest is None:

@@ -100,5 +100,18 @@ def _equal(block: RowBlock, shift: int) -> Tensor:
     equal &= positions < torch.arange(low, high, device=ids.device)[:, None]
     if block.valid_rows is not None:
         equal &= block.valid_rows[..., None] & (block.key_positions >= shift)[:, None]
+    if shift and (begins := _begins(call, len(ids[0]))) is not None:
+        equal &= ~begins[:, None, first:last]
     part = visible_part(call, block.start, block.stop, block.key_start, block.key_stop)
     return equal if part is None else equal & part
+
+
+def _begins(call: Call, length: int) -> Tensor | None:
+    """Return where a text begins among texts packed one after the other, bool [B|1, length]; else None.
+
+    The token before is of another text, which the rows do not see.
+    """
+    positions = call.run.position_ids
+    if call.plain or positions is None or positions.ndim != 2 or positions.shape[1] != length:
+        return None
+    return F.pad(positions.diff(dim=1) != 1, (1, 0), value=True)

@@ -44,7 +44,8 @@ class Pattern:
 
     Attributes:
         heads: query heads, in the order of the first dimension below.
-        weights: float32 [heads, rows, keys]; pooled where `width` is above 1.
+        weights: float32 [heads, rows, keys]; pooled where `width` is above 1. Rows that the lens did not see,
+            as their tokens were in a cache before the session, are NaN.
         peaks: the largest single weight in each bin, same shape; equal to `weights` where exact.
         width: positions in a bin.
         tokens: token ids of the keys, int64 [S], or None where the site sees no tokens.

@@ -19,7 +19,7 @@ from regard.engines.stats import diagonal
 from regard.errors import RegardError
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
-from regard.lens.visible import Visible, visible
+from regard.lens.visible import Visible, mask_key, per_forward, visible, visible_part
 from regard.runtime.call import Call
 from regard.runtime.protocol import EVERYTHING, Wanted
 
@@ -32,7 +32,8 @@ class PreviousToken(RowMeans):
     Columns: `score`, and `chance`, what it would be were each row spread evenly over what it can see.
 
     Attributes:
-        offset: how far back; rows with no token that far back are not counted.
+        offset: how far back; rows that see no token that far back are not counted, as at the start of a
+            text, beyond a sliding window, or where texts are packed one after the other.
     """
 
     columns = ("score", "chance")
@@ -51,6 +52,7 @@ class PreviousToken(RowMeans):
     def measure(self, block: RowBlock) -> tuple[Tensor, Visible]:
         call = block.call
         shift = call.q_offset + block.start - self.offset - call.kv_offset - block.key_start
+        _note_seen(block, self.offset, shift)
         band, first = diagonal(block.weights, shift)
         if block.valid_rows is not None:
             band = band * block.valid_rows[:, None, first : first + band.shape[-1]]
@@ -59,7 +61,34 @@ class PreviousToken(RowMeans):
     def total(self, call: Call, parts: list[tuple[Tensor, Visible]]) -> tuple[Tensor, Tensor]:
         score = torch.stack([part for part, _ in parts]).sum(0)
         keep = call.query_positions >= self.offset
+        if (seen := _seen(call, self.offset)) is not None:
+            keep = keep & seen
         keep = keep if call.valid_queries is None else keep & call.valid_queries
         even = (keep / parts[-1][1].keys.clamp_min(1)).expand(call.q.shape[0], -1).sum()
         count = keep.expand(call.q.shape[0], -1).sum()
         return torch.stack([score, even.expand_as(score)]), count.expand(2)[:, None]
+
+
+def _seen(call: Call, offset: int) -> Tensor | None:
+    """Return which rows of a call see the key `offset` back, bool [B|1, T]; None under causal order alone."""
+    found: Tensor | None = per_forward(call.run).get(("back", offset, mask_key(call)))
+    return found
+
+
+def _note_seen(block: RowBlock, offset: int, shift: int) -> None:
+    """Find out, once a forward and mask, which rows of a block see the key `offset` back."""
+    call = block.call
+    if call.plain:
+        return
+    store, key = per_forward(block.run), ("back", offset, mask_key(call))
+    part = visible_part(call, block.start, block.stop, block.key_start, block.key_stop)
+    if part is None:
+        rows, keys = block.stop - block.start, block.key_stop - block.key_start
+        part = torch.ones(1, rows, keys, dtype=torch.bool, device=block.weights.device)
+    band, first = diagonal(part, shift)
+    seen = torch.zeros(len(part), call.query_length, dtype=torch.bool, device=part.device)
+    if key in store:
+        seen = seen | store[key]
+    start = block.start + first
+    seen[:, start : start + band.shape[-1]] = band
+    store[key] = seen

@@ -24,6 +24,7 @@ from regard.lens.base import Place, SequenceLens
 from regard.lens.matches import TOKEN_KINDS_NOT
 from regard.lens.registry import lens
 from regard.runtime.anatomy import Anatomy
+from regard.runtime.call import CACHED
 from regard.runtime.run import Run
 from regard.runtime.site import Point
 from regard.runtime.table import Table
@@ -52,7 +53,8 @@ class ResidualNorms:
     Attributes:
         table: one row a block: `block`, then `first`, the norm at the first real token; `others`, the
             mean of the others; `largest_other`, their maximum, and `largest_other_at`, the position where
-            that was largest of all; `peak`, first over largest other.
+            that was largest of all; `peak`, first over largest other. Where the first token was in a cache
+            before the session, `first` and `peak` are NaN.
     """
 
     table: Table
@@ -135,14 +137,17 @@ class ResidualNorm(SequenceLens):
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         valid = _valid(run, kind, x.shape[1])
         if "seen" not in state:
-            state["seen"] = torch.zeros(len(norms), dtype=torch.long, device=x.device)
+            state["seen"] = _before(run, kind, len(norms)).to(x.device)
             state["first"], state["others"], state["count"] = (norms.new_zeros(len(norms)) for _ in range(3))
             state["largest"] = norms.new_full((len(norms),), -1.0)
             state["at"] = torch.zeros_like(state["seen"])
+            state["begun"] = torch.zeros_like(state["seen"], dtype=torch.bool)
         real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(x.device)
         positions = state["seen"][:, None] + real.long().cumsum(1) - 1
         rest = real & (positions > 0)
-        state["first"] += (norms * (real & (positions == 0))).sum(1)
+        here = real & (positions == 0)
+        state["first"] += (norms * here).sum(1)
+        state["begun"] |= here.any(1)
         state["others"] += (norms * rest).sum(1)
         state["count"] += rest.sum(1)
         largest, index = norms.masked_fill(~rest, -1.0).max(1)
@@ -157,11 +162,11 @@ class ResidualNorm(SequenceLens):
             return
         some = (state["count"] > 0).cpu()
         found = {name: state[name].cpu().double()[some] for name in ("first", "others", "count", "largest")}
-        count = float(some.sum())
-        tally.mean(place, "first", found["first"].sum(), count)
+        count, begun = float(some.sum()), state["begun"].cpu()[some]
+        tally.mean(place, "first", found["first"].sum(), float(begun.sum()))
         tally.mean(place, "others", (found["others"] / found["count"]).sum(), count)
         tally.mean(place, "largest", found["largest"].sum(), count)
-        tally.mean(place, "peak", (found["first"] / found["largest"]).sum(), count)
+        tally.mean(place, "peak", (found["first"] / found["largest"]).sum(), float(begun.sum()))
         if count:
             best = int(found["largest"].argmax())
             at = int(state["at"].cpu()[some][best])
@@ -185,6 +190,15 @@ class ResidualNorm(SequenceLens):
             else:
                 columns[name] = [max(found["record"].get(a, [[0, -1]]))[1] for a in aliases]
         return ResidualNorms(Table(columns))
+
+
+def _before(run: Run, kind: str, sequences: int) -> Tensor:
+    """Return how many real tokens of each sequence were in the cache already, int64 [B]."""
+    seen = (run.seen or 0) if kind in CACHED else 0
+    valid = None if run.valid is None else run.valid[:, :seen]
+    if valid is None or valid.shape != (sequences, seen):
+        return torch.full((sequences,), seen)
+    return valid.sum(1)
 
 
 def _valid(run: Run, kind: str, length: int) -> Tensor | None:

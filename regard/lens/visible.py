@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.engines.masks import CausalMask, Mask, TensorMask
+from regard.engines.masks import CausalMask, Mask, TensorMask, unhidden
 from regard.engines.rows import RowBlock
 from regard.runtime.call import Call
 from regard.runtime.run import Run
@@ -69,8 +69,7 @@ def visible_part(call: Call, start: int, stop: int, first: int, last: int) -> Te
     mask = call.mask.rows(start, stop, first, last)
     if mask is None:
         return None
-    if mask.dtype != torch.bool:
-        mask = mask > torch.finfo(mask.dtype).min
+    mask = unhidden(mask)
     mask = mask[:, 0] if mask.shape[1] == 1 else mask.any(1)
     return mask.expand(-1, stop - start, -1)
 

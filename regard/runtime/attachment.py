@@ -30,6 +30,7 @@ class Attachment:
         run: the current run, or None between forwards.
         generating: counts the tokens that the `generate()` under way chose, or None.
         called: how often each site, by alias, was reached since attaching.
+        served: ids of the edits that wanted something that has run.
         named_spans: what each open session calls which positions, by the session's id.
     """
 
@@ -42,6 +43,7 @@ class Attachment:
         self.run: Run | None = None
         self.last_run: Run | None = None
         self.called: dict[str, int] = {}
+        self.served: set[int] = set()
         self.current: list[Site] = []
         self.sessions = 0
         self.forwards = 0
@@ -66,6 +68,7 @@ class Attachment:
 
     def remove(self, edits: list[Edit], lenses: list[Lens]) -> None:
         self.edits = [e for e in self.edits if all(e is not x for x in edits)]
+        self.served -= {id(edit) for edit in edits}
         self.lenses = [e for e in self.lenses if all(e is not x for x in lenses)]
         self.points.refresh()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from regard.runtime.mask import LazyMask
 from regard.runtime.run import Run
 from regard.runtime.site import Site
 
+if TYPE_CHECKING:
+    from regard.runtime.protocol import Edit
+
 REFUSED_KWARGS = ("indices", "block_indices")
+CACHED = ("text", "decoder")
 
 
 @dataclass(eq=False)
@@ -32,6 +37,7 @@ class Call(AttentionInputs):
         main: the kind of site that a bare layer number means.
         q_offset, kv_offset: absolute positions of the first query and the first key, padding counted.
         plain: whether the mask is nothing but causal order, or everything, and padding.
+        served: the edits that wanted this call.
         carried: where the layer keeps a state instead of keys and values, its cache layer; `k` and `v` are
             then of the new positions only.
     """
@@ -49,6 +55,7 @@ class Call(AttentionInputs):
     pad_left: Tensor | None = None
     plain: bool = True
     carried: StateLayer | None = None
+    served: Sequence[Edit] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -142,8 +149,7 @@ def call_from_sdpa(
         scale=scale if scale is not None else q.shape[-1] ** -0.5, dropout=dropout_p, run=run, site=site,
     )  # fmt: skip
     _set_mask(call, attn_mask, is_causal)
-    if not site.cross and k.shape[2] > q.shape[2]:
-        call.q_offset = k.shape[2] - q.shape[2]
+    _place(call)
     call.causal = call.causal or (not site.cross and call.q_offset > 0)
     return call
 
@@ -156,8 +162,7 @@ def _set_mask(call: Call, attention_mask: Any, is_causal: bool) -> None:
     elif isinstance(attention_mask, Tensor):
         call.mask, call.plain = TensorMask(attention_mask, queries, keys), False
         call.pad_left, call.valid_queries, call.valid_keys = _padding_of(call)
-        if not call.site.cross and keys > queries:
-            call.q_offset = keys - queries
+        _place(call)
     elif attention_mask is not None:
         raise UnsupportedModel(
             f"{type(call.site.module).__name__} passes a mask of type {type(attention_mask).__name__}; "
@@ -165,8 +170,22 @@ def _set_mask(call: Call, attention_mask: Any, is_causal: bool) -> None:
         )
     elif is_causal and queries > 1:
         call.mask = CausalMask(queries, keys, 0, call.q.device)
-    elif is_causal and not call.site.cross:
-        call.q_offset = keys - queries
+    elif is_causal:
+        _place(call)
+
+
+def _place(call: Call) -> None:
+    """Set the offsets of a call whose mask does not tell them: by its cache, or else by its shape.
+
+    A cache of fixed size holds more keys than there are tokens yet, one that slides has lost the first.
+    """
+    if call.site.cross:
+        return
+    queries, keys, seen = call.query_length, call.key_length, call.run.seen
+    if seen is None or call.site.kind not in CACHED:
+        call.q_offset = max(0, keys - queries)
+    else:
+        call.q_offset, call.kv_offset = seen, max(0, seen + queries - keys)
 
 
 def _set_mask_of_new(call: Call, attention_mask: Any) -> None:

@@ -241,9 +241,10 @@ def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:
     started = run.fed > 0
     fed = ids if ids is not None else kwargs.get(run.role + "inputs_embeds")
     run.width = fed.shape[1] if fed is not None else 0
-    cache = kwargs.get("past_key_values")
-    seen = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-    run.first_kwargs = run.first_kwargs if started else dict(kwargs)
+    run.seen = _in_cache(kwargs.get("past_key_values"))
+    seen = run.seen or 0
+    if not started:
+        run.first_kwargs, run.first_seen = dict(kwargs), run.seen
     if ids is not None:
         run.token_ids = _grown(run.token_ids, ids, seen)
     positions = kwargs.get(run.role + "position_ids")
@@ -258,6 +259,10 @@ def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:
     run.kwargs = kwargs
     run.calls = {}
     run.fed += 1
+
+
+def _in_cache(cache: Any) -> int | None:
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else None
 
 
 def _grown(old: Tensor | None, new: Tensor, seen: int) -> Tensor:

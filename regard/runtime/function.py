@@ -63,6 +63,8 @@ def regard_attention(
     if _wants_weights(options):
         lenses = [*lenses, _Dense()]
     out = pipeline.perform(call, edits, lenses)
+    if attachment is not None:
+        attachment.served.update(map(id, call.served))
     weights = call.extra.get("dense")
     if weights is not None:
         weights = weights.to(query.dtype)
@@ -121,4 +123,5 @@ class SdpaMode(torch.overrides.TorchFunctionMode):
         call = call_from_sdpa(run, site, query, key, value, attn_mask, dropout_p, is_causal, scale)
         _number(call, self.attachment)
         out = pipeline.perform(call, edits, lenses)
+        self.attachment.served.update(map(id, call.served))
         return out[:, 0] if flat else out

@@ -56,6 +56,11 @@ class Patch(Edit):
             else:
                 anatomy.place(point)
 
+    def named(self, anatomy: Anatomy) -> list[str]:
+        """Return the aliases of the layers of all points."""
+        layers = (point.layer for point in self.values if point.layer is not None)
+        return list(dict.fromkeys(anatomy.site(layer).alias for layer in layers))
+
     def points(self, anatomy: Anatomy) -> Iterable[Point]:
         return [point for point in self.values if point.kind != "head"]
 

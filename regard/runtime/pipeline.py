@@ -46,10 +46,13 @@ def perform(call: Call, edits: Sequence[Edit], lenses: Sequence[Lens]) -> Tensor
     wanted = {id(stage): asked(stage, call) for stage in (*edits, *lenses)}
     edits = [e for e in edits if wanted[id(e)] is not None]
     lenses = [lens for lens in lenses if wanted[id(lens)] is not None]
+    call.served = edits
     if edits:
         early = [lens for lens in lenses if lens.before]
         if early:
-            _observe(copy.copy(call), early, wanted)
+            arrived = copy.copy(call)
+            arrived.extra = dict(call.extra)
+            _observe(arrived, early, wanted)
             lenses = [lens for lens in lenses if not lens.before]
         _edit_inputs(call, edits)
     _tell(lenses, "inputs", call)

@@ -66,6 +66,7 @@ class PointHooks:
         run = self.attachment.run_for_call()
         for stage, point in served:
             if isinstance(stage, Edit):
+                self.attachment.served.add(id(stage))
                 x = _replaced(stage, stage.hidden(point, x, run), x)  # type: ignore[attr-defined]
             elif not in_backward():
                 with reading(stage):

@@ -36,7 +36,8 @@ EVERYTHING = Wanted()
 class Stage:
     """Base of `Lens` and `Edit`: every method below is optional, and is only called where defined.
 
-        wants(call) -> None | Wanted           which calls, heads and rows; default: everything
+        wants(call) -> None | Wanted           which calls, heads and rows; default: everything. An edit
+                                               that is meant for a call and idle this time wants no heads
         points(anatomy) -> iterable of Point   which points `hidden` is called at; default: none
         prepare(run, kwargs)                   before each forward of the model; may change `kwargs`
         inputs(call)                           call.q, call.k, call.v are set
@@ -121,6 +122,8 @@ class Edit(Stage):
                                  over the whole call before any of its own changes
         attend(call, inner)      the whole call at once; returns head outputs [B, H, T, Dv];
                                  `inner(call)` computes what would have happened, any number of times
+        named(anatomy)           aliases of the sites that it names. A session in which one of them was
+                                 never called, or nothing that the edit wants, ends in `NothingObserved`
     """
 
 

@@ -26,6 +26,8 @@ class Run:
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
         kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first.
         fed: how many forwards belong to this run so far; `width` is how many tokens the current one is fed.
+        seen: how many positions stood in the cache before the current forward, `first_seen` before the first;
+            None where that is unknown: there is no cache, or one that does not tell.
         calls: how often each site was called in the current forward.
     """
 
@@ -44,6 +46,8 @@ class Run:
         self.first_kwargs: dict[str, Any] = {}
         self.fed = 0
         self.width = 0
+        self.seen: int | None = None
+        self.first_seen: int | None = None
         self.calls: dict[str, int] = {}
         self._states: dict[tuple[int, str], dict[str, Any]] = {}
         self._owners: dict[int, Any] = {}
@@ -85,8 +89,15 @@ class Run:
             parameters: names that the model's forward takes.
 
         Raises:
-            RegardError: where it began with embeddings and went on with tokens.
+            RegardError: where it began with embeddings and went on with tokens, or after a cache that was
+                filled before the session.
         """
+        if self.first_seen:
+            raise RegardError(
+                f"This run began after {self.first_seen} positions in a cache that was filled outside the "
+                "session, so it cannot be repeated; run them inside the `with` block too, or keep the heads "
+                "that you want with Patterns(heads=[(layer, head), ...])."
+            )
         kwargs = {k: v for k, v in self.first_kwargs.items() if v is not None}
         for name in ("past_key_values", "cache_position", "labels", "logits_to_keep"):
             kwargs.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from regard.errors import NothingObserved, RegardError
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.attachment import Attachment, close_attachment, open_attachment
-from regard.runtime.protocol import Edit, Lens, Stage, Wanted
+from regard.runtime.protocol import Edit, Lens, Stage, Wanted, defines
 from regard.runtime.run import Run
 from regard.runtime.site import Site
+
+MEETING = ("inputs", "scores", "weights", "head_outputs", "hidden", "end_call", "survey", "attend")
 
 
 class Session:
@@ -29,7 +32,7 @@ class Session:
     Raises:
         UnsupportedModel: on entering, where the model's attention cannot be reached.
         NoSuchSite: on entering, where an edit or lens names a layer or head that is not there.
-        NothingObserved: on leaving, where no attention call happened.
+        NothingObserved: on leaving, where no attention call happened, or none that an edit is meant for.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Session:
         attachment = self._attachment
         assert attachment is not None
         self._note(attachment)
+        idle = [why for edit in self.edits if (why := self._why_idle(edit, attachment))]
         forwards = attachment.forwards - self._forwards
         self._attachment = None
         attachment.remove(self.edits, list(self.lenses.values()))
@@ -93,6 +97,8 @@ class Session:
         close_attachment(attachment)
         if kind is None and not any(self.called.values()):
             raise NothingObserved(self._why_nothing(forwards))
+        if kind is None and idle:
+            raise NothingObserved(idle[0])
 
     def _note(self, attachment: Attachment) -> None:
         self.called = {
@@ -109,6 +115,18 @@ class Session:
             f"Nothing was observed: {name} ran, but none of its {len(self.anatomy.sites)} attention "
             "modules used the implementation that regard had set; load it with attn_implementation='sdpa'."
         )
+
+    def _why_idle(self, edit: Edit, attachment: Attachment) -> str | None:
+        """Say why an edit changed nothing of all that ran; None where it met what it is meant for."""
+        name = type(edit).__name__
+        named = edit.named(self.anatomy) if defines(edit, "named") else ()  # type: ignore[attr-defined]
+        missed = [alias for alias in named if not self.called.get(alias)]
+        if missed:
+            return f"{name} names {missed[0]}, which was not called inside the `with` block."
+        elsewhere = defines(edit, "prepare") or defines(edit, "step")
+        if id(edit) in attachment.served or elsewhere or not any(defines(edit, m) for m in MEETING):
+            return None
+        return f"{name} changed nothing: it wanted none of the calls that happened inside the `with` block."
 
     @property
     def sites(self) -> list[Site]:
@@ -205,11 +223,14 @@ class Session:
         return f"Session({type(self.root).__name__}, {', '.join(stages)})"
 
     def _repr_html_(self) -> str:
-        parts = []
-        for lens in self.lenses.values():
-            render = getattr(lens.result(), "_repr_html_", None)
-            if render is not None:
-                parts.append(render())
+        parts = [f"<p>{html.escape(repr(self))}</p>"] if not self.lenses else []
+        for name, lens in self.lenses.items():
+            try:
+                render = getattr(lens.result(), "_repr_html_", None)
+                part = render() if render is not None else f"<p>{html.escape(name)}</p>"
+            except NothingObserved as nothing:
+                part = f"<p>{html.escape(str(nothing))}</p>"
+            parts.append(part)
         return "".join(parts)
 
 

@@ -19,8 +19,9 @@ def test_equals_the_dense_computation(watched, offset):
         for a in parts:
             rows = torch.arange(a.shape[1])
             back = torch.where(rows >= offset, a[:, rows, (rows - offset).clamp_min(0)], 0.0)
-            scores.append((back, rows >= offset))
-            chances.append((1 / (a > 0).any(0).sum(1).double().expand_as(back), rows >= offset))
+            sees = (rows >= offset) & (a[0, rows, (rows - offset).clamp_min(0)] > 0)
+            scores.append((back, sees))
+            chances.append((1 / (a > 0).any(0).sum(1).double().expand_as(back), sees))
         rows = np.array(result.sites) == alias
         np.testing.assert_allclose(result["score"][rows], over_rows(scores), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(result["chance"][rows], over_rows(chances), rtol=1e-5)

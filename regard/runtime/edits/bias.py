@@ -98,6 +98,11 @@ class ScoreBias(Edit):
         layers = list(self.bias) if isinstance(self.bias, Mapping) else self.layers
         targets.check_layers(layers, self.heads, anatomy, "ScoreBias")
 
+    def named(self, anatomy: Anatomy) -> list[str]:
+        """Return the aliases of the layers that are given."""
+        layers = self.bias if isinstance(self.bias, Mapping) else self.layers or ()
+        return targets.named_layers(layers, anatomy)
+
     def _bias_of(self, call: Call) -> Bias | None:
         if isinstance(self.bias, Mapping):
             found = (b for layer, b in self.bias.items() if call.site.named(layer, call.main))

@@ -84,6 +84,10 @@ class ScaleHeads(Edit):
             if (anatomy.check_head(layer, head).alias, head) not in named:
                 raise NoSuchSite(f"means has ({layer!r}, {head}), which is not among the heads to scale.")
 
+    def named(self, anatomy: Anatomy) -> list[str]:
+        """Return the aliases of the layers whose heads are scaled."""
+        return targets.named_layers((layer for layer, _ in (*self.factors, *self.heads)), anatomy)
+
     def _chosen(self, call: Call) -> dict[int, Factor]:
         """Head -> factor at this site; heads that stay as they are are left out."""
         pairs = [*self.factors.items(), *((name, self.factor) for name in self.heads)]
@@ -92,8 +96,8 @@ class ScaleHeads(Edit):
         return dict(zip(targets.within(call, list(here)), here.values(), strict=True))
 
     def wants(self, call: Call) -> Wanted | None:
-        heads = list(self._chosen(call))
-        return Wanted(heads=heads) if heads else None
+        named = any(call.site.named(layer, call.main) for layer, _ in (*self.factors, *self.heads))
+        return Wanted(heads=list(self._chosen(call))) if named else None
 
     @property
     def weights(self) -> Any:
@@ -120,6 +124,8 @@ class ScaleHeads(Edit):
     def _scaled(self, call: Call) -> Tensor:
         chosen, out = self._chosen(call), call.head_outputs
         assert out is not None
+        if not chosen:
+            return out
         where = list(chosen)
         factor = targets.stack_factors(list(chosen.values()), out)
         old = targets.pick(out, where)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from regard.engines.masks import unhidden
 from regard.engines.rows import RowBlock
 from regard.errors import NoSuchSite, RegardError
 
@@ -41,6 +42,11 @@ def check_heads(heads: Iterable[Any], anatomy: Anatomy, edit: str) -> None:
         if (site.alias, name[1]) in seen:
             raise RegardError(f"{edit} names head {name[1]} of {site.alias} twice; name it once.")
         seen.add((site.alias, name[1]))
+
+
+def named_layers(layers: Iterable[Layer], anatomy: Anatomy) -> list[str]:
+    """Return the aliases of layers, each once, in the order given."""
+    return list(dict.fromkeys(anatomy.site(layer).alias for layer in layers))
 
 
 def _is_head(name: Any) -> bool:
@@ -125,15 +131,13 @@ def put(x: Tensor, where: list[int] | None, new: Tensor) -> Tensor:
 def visible_keys(block: RowBlock) -> Tensor:
     """Return which keys each row of a block may see, bool [B|1, H'|1, R, K].
 
-    Of an additive mask, keys are hidden where it is at least half the lowest number of its dtype; a
-    smaller penalty, such as Swin's -100, is a bias and leaves them visible.
+    What an additive mask hides is said by `regard.engines.masks.unhidden`.
     """
     rows = block.call.mask.rows(block.start, block.stop, block.key_start, block.key_stop)
     shape = (1, 1, block.stop - block.start, block.key_stop - block.key_start)
     if rows is None:
         return torch.ones(shape, dtype=torch.bool, device=block.call.q.device)
-    if rows.dtype != torch.bool:
-        rows = rows > torch.finfo(rows.dtype).min / 2
+    rows = unhidden(rows)
     if block.heads is not None and rows.shape[1] not in (1, len(block.heads)):
         rows = rows.index_select(1, block.heads)
     return rows.expand(rows.shape[0], rows.shape[1], *shape[2:])

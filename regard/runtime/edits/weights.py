@@ -55,6 +55,10 @@ class EditWeights(Edit):
         """Refuse layers and heads that the model does not have."""
         targets.check_layers(self.layers, self.heads, anatomy, "EditWeights")
 
+    def named(self, anatomy: Anatomy) -> list[str]:
+        """Return the aliases of `layers`."""
+        return targets.named_layers(self.layers or (), anatomy)
+
     def wants(self, call: Call) -> Wanted | None:
         if not targets.layer_here(call, self.layers):
             return None
@@ -121,10 +125,14 @@ class ForceAttention(Edit):
                     f"{site.alias} attends to another sequence, so to={self.to!r} names no key."
                 )
 
+    def named(self, anatomy: Anatomy) -> list[str]:
+        """Return the aliases of the layers whose heads are forced."""
+        return targets.named_layers((layer for layer, _ in self.heads), anatomy)
+
     def wants(self, call: Call) -> Wanted | None:
         heads = targets.heads_here(call, self.heads)
         idle = not isinstance(self.strength, Tensor) and self.strength == 0
-        return Wanted(heads=heads) if heads and not idle else None
+        return Wanted(heads=() if idle else heads) if heads else None
 
     def weights(self, block: RowBlock) -> Tensor:
         where = targets.columns(block, targets.heads_here(block.call, self.heads))
