@@ -1,0 +1,1 @@
+"""What things cost, one question a file: `python -m benchmarks.watch` and so on; `--quick` tries it out."""
