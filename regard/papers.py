@@ -249,7 +249,10 @@ def _table_row(paper: Paper) -> str:
         name = f"[{name}](systems/{paper.slug}.md)"
     source = paper.cited if paper.link is None else f"[{paper.cited}]({paper.link})"
     gives = paper.gives if paper.missing is None else f"{paper.gives} *Missing:* {paper.missing}"
-    return f"| {paper.number} | {name} | {gives} | {paper.state} | {source} |"
+    state = paper.state
+    if paper.study is not None:
+        state = f"{state}; [study](results/README.md#{paper.study})"
+    return f"| {paper.number} | {name} | {gives} | {state} | {source} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

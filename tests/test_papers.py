@@ -1,5 +1,6 @@
 """The catalogue is complete and well formed, and whatever it says works is there and has run."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +11,8 @@ import pytest
 from regard import papers as catalogue
 from regard.errors import RegardError
 from regard.papers import AREAS, about, as_page, find, main, papers
+from regard.studies import STUDIES, run, study
+from tests.studies.toy import Dice
 from tests.support import evidence
 from tests.support.outcomes import run_files
 
@@ -92,6 +95,58 @@ def test_a_row_that_contradicts_itself_is_caught(change, fault):
 def test_a_wrong_name_is_caught(change, fault):
     found = list(evidence.code_faults(replace(SINKS, **change)))
     assert any(fault in sentence for sentence in found), found
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A study that has run, and the row of a system that has it."""
+    registry = dict(STUDIES)
+    folder = tmp_path_factory.mktemp("results")
+    study("dice")(type("Dice", (Dice,), {"__module__": Dice.__module__}))
+    run("dice", out=folder)
+    run("dice", out=folder, quick=True)
+    yield replace(SINKS, study="dice"), folder
+    STUDIES.clear()
+    STUDIES.update(registry)
+
+
+def test_a_study_that_has_run_is_no_fault(ran):
+    assert list(evidence.study_faults(*ran)) == []
+
+
+def test_a_missing_study_or_outcome_is_caught(ran, tmp_path):
+    row, results = ran
+    assert "no study 'dices'" in next(evidence.study_faults(replace(row, study="dices"), results))
+    assert "dice.json cannot be read" in next(evidence.study_faults(row, tmp_path))
+    (tmp_path / "dice.json").write_text("{}")
+    assert "is no outcome" in next(evidence.study_faults(row, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"study": "cards"}, "an outcome of cards"),
+        ({"quick": True}, "no outcome of a full run"),
+        ({"size": {"dice": 3, "throws": 200}}, "no outcome of a full run"),
+        ({"rules_first": False}, "the rules were changed"),
+        ({"verdict": "cannot be told at this size"}, "other verdicts"),
+        ({"claims": []}, "other verdicts"),
+        ({"measures": {}}, "other verdicts"),
+    ],
+)
+def test_an_outcome_that_is_not_the_studys_own_is_caught(ran, tmp_path, change, fault):
+    row, results = ran
+    told = json.loads((results / "dice.json").read_text("utf-8"))
+    (tmp_path / "dice.json").write_text(json.dumps({**told, **change}))
+    assert fault in next(evidence.study_faults(row, tmp_path))
+
+
+def test_a_rule_changed_after_the_run_is_caught(ran, monkeypatch):
+    row, results = ran
+    first, *others = STUDIES["dice"].claims
+    harder = replace(first, rules=[replace(first.rules[0], threshold=0.6)])
+    monkeypatch.setattr(STUDIES["dice"], "claims", (harder, *others))
+    assert "other verdicts" in next(evidence.study_faults(row, results))
 
 
 FILES = {

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -82,32 +83,43 @@ def test_faults(paper, outcomes_of, root):
 
 
 def study_faults(paper, results):
-    """A study that is not registered, or has no outcome of a full run of it as it is now."""
-    if paper.study is None:
-        return
+    """A study that is not registered, or has no outcome of a full run by the rules that it has now."""
     from regard.studies import find_study, read_outcome
 
-    try:
-        study = find_study(paper.study)
-    except RegardError as error:
-        yield str(error)
+    if paper.study is None:
         return
     path = Path(results) / f"{paper.study}.json"
-    if not path.is_file():
-        yield f"study {paper.study} has no outcome {path}"
-        return
     try:
+        study = find_study(paper.study)
         outcome = read_outcome(path)
     except RegardError as error:
         yield str(error)
         return
     if outcome.study != paper.study:
         yield f"{path.name} is an outcome of {outcome.study}"
-    if outcome.quick or outcome.size != dataclasses.asdict(study.full):
+    elif outcome.quick or outcome.size != json.loads(json.dumps(dataclasses.asdict(study.full))):
         yield f"{path.name} is no outcome of a full run: its size is {outcome.size}"
-    claims = [claim.name for claim in study.claims]
-    if [claim["name"] for claim in outcome.claims] != claims:
-        yield f"{path.name} is about other claims than {', '.join(claims)}"
+    elif not outcome.rules_first:
+        yield f"{path.name}: the rules were changed after the first step had run"
+    elif not _judged_alike(study, outcome):
+        yield f"{path.name}: the study's rules, on the values in it, give other verdicts"
+
+
+def _judged_alike(study, outcome):
+    """Whether a study's rules as they are now give an outcome's verdicts, from its values."""
+    from regard.studies.base import by_name
+    from regard.studies.verdict import judge
+
+    def told(claims):
+        rules = [[(rule["text"], rule["verdict"]) for rule in (*c["needs"], *c["rules"])] for c in claims]
+        return [(c["name"], c["text"], c["verdict"], r) for c, r in zip(claims, rules, strict=True)]
+
+    values = {name: measure["values"] for name, measure in outcome.measures.items()}
+    try:
+        verdict, claims, _ = judge(study.claims, by_name(study.quantities), values)
+    except RegardError:
+        return False
+    return (verdict, told(claims)) == (outcome.verdict, told(outcome.claims))
 
 
 def page_faults(paper, root):
