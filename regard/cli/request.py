@@ -144,6 +144,16 @@ class Request:
         with busy(f"Loading {self.source.name}"):
             return self.source.read(self.options.dtype, self.options.device)
 
+    def check_length(self, length: int) -> None:
+        """Refuse more tokens than the model takes at once; its weights are not needed.
+
+        Raises:
+            RegardError: saying how many it takes.
+        """
+        longest = getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(longest, int) and length > longest:
+            raise RegardError(f"{self.source.name} takes at most {longest} tokens at once, not {length}.")
+
     @property
     def vocabulary(self) -> int:
         """How many tokens both the tokenizer and the model know."""

@@ -253,9 +253,10 @@ def _answer(request: Request) -> dict[str, Any]:
     if length < 2:
         raise RegardError(f"--length is {length}; a piece takes at least 2 tokens.")
     Sinks(eps=eps, length=length)
+    request.check_length(length)
     bos = _bos(request.tokenizer, request.options.bos)
     text, left = _pieces(request, length - len(bos))
-    if anatomy_of(request.model).main in ("encoder", "vision"):
+    if not any(getattr(site.module, "is_causal", True) for site in anatomy_of(request.model).sites):
         raise UnsupportedModel(
             f"{request.source.name} reads both ways, and a sink is a matter of causal models."
         )
@@ -267,7 +268,7 @@ def _answer(request: Request) -> dict[str, Any]:
         with watch(request.model, Sinks(eps=eps, length=length)) as seen:
             request.read(torch.cat([begun, ids], 1), f"Reading {name}")
         tables[name] = seen[Sinks]
-    _print_rates(request, tables, eps)
+    _print_rates(request, tables, eps, "with" if bos else "without")
     _print_heads(request, tables["the text"], eps[0])
     return {
         "model": request.source.name, "text": request.text.origin, "pieces": len(text), "length": length,
@@ -302,11 +303,10 @@ def _pieces(request: Request, length: int) -> tuple[Tensor, int]:
     return ids[: count * length].view(count, length).long(), len(ids) - count * length
 
 
-def _print_rates(request: Request, tables: dict[str, SinkTable], eps: list[float]) -> None:
+def _print_rates(request: Request, tables: dict[str, SinkTable], eps: list[float], begun: str) -> None:
     table, options = tables["the text"], request.options
     count = table.about["sequences"]
     pieces = f"{count} piece{'s' * (count != 1)} of {options.length} tokens"
-    begun = "not known whether with" if table.bos is None else "with" if table.bos else "without"
     request.say(f"{request.source.name}, {len(table.sites)} heads")
     request.say(f"{request.text.origin}: {pieces}, {begun} BOS")
     request.say()
@@ -314,9 +314,12 @@ def _print_rates(request: Request, tables: dict[str, SinkTable], eps: list[float
     request.say(f"  {'eps':18}" + "".join(f"{e:>9g}" for e in eps))
     for name, found in tables.items():
         control = "" if name == "the text" else "   (control)"
-        request.say(f"  {name:18}" + "".join(f"{found.rate(e):>9.1%}" for e in eps) + control)
+        rates = ["-" if (rate := found.rate(e)) != rate else f"{rate:.1%}" for e in eps]
+        request.say(f"  {name:18}" + "".join(f"{rate:>9}" for rate in rates) + control)
     if table.windowed:
-        request.say(f"A window hides the first token in {len(table.windowed)} layers, which do not count.")
+        request.say(
+            f"Not counted, for a window hides the first token from some rows: {', '.join(table.windowed)}."
+        )
 
 
 def _print_heads(request: Request, table: SinkTable, eps: float) -> None:

@@ -4,7 +4,9 @@ import json
 import types
 
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from regard.cli import main
 from regard.errors import RegardError
@@ -16,6 +18,7 @@ SINKS = "attention-sink-emergence"
 
 def ran(capsys, *words):
     """Exit status, standard output and standard error of `regard run WORDS`."""
+    capsys.readouterr()
     code = main(["run", *words])
     out, err = capsys.readouterr()
     return code, out, err
@@ -162,3 +165,63 @@ def test_the_sink_rates_are_those_of_the_dense_computation(capsys, smollm, tmp_p
     assert listed == {
         site: [str(row["head"]) for row in above if row["site"] == site] for site in listed
     } and sum(map(len, listed.values())) == len(above)  # fmt: skip
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves a tiny random model and a tokenizer of the words of WORDS, and returns where."""
+
+    def save(kind, config, **options):
+        vocabulary = {word: i for i, word in enumerate(["[UNK]", "<s>", *dict.fromkeys(WORDS.split())])}
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+        words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        tokens = {"unk_token": "[UNK]", "bos_token": "<s>"}
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(tmp_path)
+        given = {"vocab_size": len(vocabulary), "bos_token_id": 1, **options}
+        getattr(transformers, kind)(getattr(transformers, config)(**TINY, **given)).save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "options", "told"),
+    [
+        ("BertModel", "BertConfig", {}, "reads both ways"),
+        (
+            "LlamaForCausalLM",
+            "LlamaConfig",
+            {"max_position_embeddings": 6},
+            "at most 6 tokens at once, not 8",
+        ),
+        ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 4}, "; the model knows 4"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(capsys, saved, kind, config, options, told):
+    code, out, err = ran(
+        capsys, SINKS, "--model", saved(kind, config, **options), "--text", WORDS, "--length", "8"
+    )
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and told in err, err
+
+
+def test_windowed_layers_do_not_count(capsys, saved):
+    options = {"num_key_value_heads": 2, "sliding_window": 4}
+    folder = saved("MistralForCausalLM", "MistralConfig", **options)
+    code, out, _ = ran(capsys, SINKS, "--model", folder, "--text", WORDS, "--length", "8", "--bos")
+    assert code == 0 and "with BOS" in out
+    assert "hides the first token from some rows: text.0, text.1." in out
+    assert [line.split()[2] for line in out.splitlines() if "  the text" in line] == ["-"]
+
+
+def test_a_random_model_spreads_a_repeated_token_evenly(capsys, saved):
+    folder = saved("LlamaForCausalLM", "LlamaConfig")
+    code, out, _ = ran(capsys, SINKS, "--model", folder, "--text", WORDS, "--length", "8", "--json", "-")
+    even = sum(1 / (row + 1) for row in range(8)) / 8
+    told = json.loads(out)
+    assert code == 0 and told["bos"] is False and told["pieces"] == len(WORDS.split()) // 8
+    assert [row["alpha"] for row in told["heads"]["one token repeated"]] == pytest.approx(
+        [even] * 4, abs=2e-3
+    )
