@@ -1,5 +1,7 @@
 """The errors that regard raises for a caller's mistake or an unfit model."""
 
+import re
+
 
 class RegardError(ValueError):
     """Something asked of regard cannot be done; the message says what, and what would do."""
@@ -19,3 +21,10 @@ class ShapeMismatch(RegardError):
 
 class NothingObserved(RegardError):
     """A lens or edit was attached and nothing it wanted ever happened."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error's message, without its full stop."""
+    lines = str(error).strip().splitlines()
+    sentence = re.split(r"(?<=[^\s.])\.\s+(?=[A-Z])", lines[0].strip())[0] if lines else type(error).__name__
+    return sentence.rstrip(" .:")

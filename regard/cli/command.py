@@ -6,9 +6,13 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from regard.errors import RegardError
 
 COMMANDS = {
     "inspect": "look at what the attention of a model does on a text",
@@ -24,6 +28,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"regard: {message}; see `{self.prog} --help`.\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stderr:
+            complain(message.removeprefix("regard: "))
+        else:
+            say(message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `regard` command.
@@ -35,11 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 for a caller's mistake, of which one sentence is then written to standard error; 130 where
         it was interrupted.
     """
-    parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _ending_tidily():
+            return _run(words)
+    except RegardError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted.")
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
     if words and words[0] in COMMANDS:
-        module = importlib.import_module(f"regard.cli.{words[0]}")
-        parser = module.parser()
+        parser = importlib.import_module(f"regard.cli.{words[0]}").parser()
         words = words[1:]
     try:
         options = parser.parse_args(words)
@@ -48,20 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         parser.print_help()
         return 0
-    return _reported(options)
+    return int(options.run(options) or 0)
 
 
-def _reported(options: argparse.Namespace) -> int:
-    from regard.errors import RegardError
+@contextlib.contextmanager
+def _ending_tidily() -> Iterator[None]:
+    """Leave by way of every `finally` when the process is asked to end, so that nothing is half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        return int(options.run(options) or 0)
-    except RegardError as error:
-        print(f"regard: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("regard: interrupted.", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(text: str) -> None:
@@ -72,8 +97,6 @@ def say(text: str) -> None:
     Raises:
         RegardError: where it cannot be written to, as on a full disk.
     """
-    from regard.errors import RegardError
-
     if sys.stdout is None:
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -85,6 +108,13 @@ def say(text: str) -> None:
     except OSError as error:
         _discard_output()
         raise RegardError(f"Standard output cannot be written to: {error.strerror or error}.") from error
+
+
+def complain(text: str) -> None:
+    """Write one line to standard error, after the program's name; where there is none, nothing."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"regard: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def _discard_output() -> None:

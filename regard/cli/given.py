@@ -1,10 +1,11 @@
-"""What a user gives on the command line: a text, layers, and where to write. Checked before any work."""
+"""What a user gives on the command line: a text, layers, heads, files to write. Checked before any work."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from regard.errors import NoSuchSite, RegardError
 
 TEXT_FILE = re.compile(r"\S+\.(txt|md|py|json|csv|html|tex)|\S*/\S*")
 DEEPEST = 10_000
+STANDARD = Path("-")
 
 
 def read_text(given: str | None) -> tuple[str, str]:
@@ -89,11 +91,33 @@ def parse_layers(given: str | None) -> list[int] | None:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise RegardError(f"--layers takes numbers and ranges such as 0-5,7, and got {given!r}.")
-        last = match[2] or match[1]
-        if len(last) > len(str(DEEPEST)) or int(last) >= DEEPEST:
-            raise RegardError(f"--layers: no model has a layer {last}.")
-        layers.update(range(int(match[1]), int(last) + 1))
+        last = _number(match[2] or match[1], "--layers: no model has a layer")
+        layers.update(range(int(match[1]), last + 1))
     return sorted(layers)
+
+
+def parse_heads(given: str | None) -> list[tuple[int, int]] | None:
+    """Return the (layer, head) pairs of a list such as `17.5,18.6`, each once; None for None.
+
+    Raises:
+        RegardError: where it is no such list.
+    """
+    if given is None:
+        return None
+    heads: dict[tuple[int, int], None] = {}
+    for part in given.split(","):
+        match = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", part)
+        if match is None:
+            raise RegardError(f"--heads takes LAYER.HEAD pairs such as 17.5,18.6, and got {given!r}.")
+        layer = _number(match[1], "--heads: no model has a layer")
+        heads[layer, _number(match[2], "--heads: no layer has a head")] = None
+    return list(heads)
+
+
+def _number(digits: str, refusal: str) -> int:
+    if len(digits) > len(str(DEEPEST)) or int(digits) >= DEEPEST:
+        raise RegardError(f"{refusal} {digits[:20]}.")
+    return int(digits)
 
 
 def check_depth(layers: list[int] | None, config: Any) -> None:
@@ -129,20 +153,25 @@ def _refuse_absent(layers: list[int] | None, present: set[int]) -> None:
 
 
 def check_outputs(json: str | None, csv: str | None) -> tuple[Path | None, Path | None]:
-    """Refuse paths that cannot be written to, before any work.
+    """Return the paths given; refuse those that cannot be written to, before any work.
+
+    `-` is standard output, and stays `Path("-")`.
 
     Raises:
         RegardError: naming the option and what is wrong.
     """
     first, second = _check_output(json, "--json"), _check_output(csv, "--csv")
     if first is not None and second is not None and first.resolve() == second.resolve():
-        raise RegardError(f"--json and --csv both name {first}; give two files.")
+        place = "standard output" if first == STANDARD else str(first)
+        raise RegardError(f"--json and --csv both name {place}; give two files.")
     return first, second
 
 
 def _check_output(given: str | None, option: str) -> Path | None:
     if given is None:
         return None
+    if given == "-":
+        return STANDARD
     try:
         path = Path(given).resolve() if Path(given).is_symlink() else Path(given)
         problem = _why_not_writable(path)
@@ -162,6 +191,10 @@ def _why_not_writable(path: Path) -> str | None:
         return f"there is no folder {folder} to write {path.name} to"
     if path.exists() and not path.is_file():
         return f"{path} is no ordinary file"
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if path.exists() and not os.access(path, os.W_OK):
         return f"{path} cannot be written to"
-    return None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{path} cannot be written to: {error.strerror}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as signatures
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,30 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.cli import fit
 from regard.cli.given import check_depth, check_layers
-from regard.errors import NothingObserved, RegardError, UnsupportedModel
-from regard.lens import LENSES, find_lens
+from regard.errors import NothingObserved, RegardError, UnsupportedModel, first_sentence
+from regard.lens import LENSES, Patterns, find_lens
 from regard.runtime.anatomy import Anatomy, anatomy_of, require_attention, root_of
 from regard.runtime.protocol import Lens
 from regard.runtime.verbs import watch
 from regard.weights import Source
+from regard.weights.device import check_device, check_dtype
 from regard.weights.quiet import busy
-from regard.weights.source import check_device, check_dtype, first_sentence
 
 PROBE_LENGTH, PROBE_SEED = 50, 0
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
 NOT_BY_DEFAULT = ("patterns", "column-mass")
+NOT_PER_HEAD = ("patterns", "residual-norm")
 
 
-def chosen_lenses(names: Sequence[str] | None) -> dict[str, Lens]:
+def chosen_lenses(
+    names: Sequence[str] | None, heads: Sequence[tuple[int, int]] | None = None
+) -> dict[str, Lens]:
     """Return the lenses named, each once, or all that print a finding.
 
+    Args:
+        heads: (layer, head) pairs whose patterns to keep; default all.
+
     Raises:
-        RegardError: for a name that is none; the message names the nearest.
+        RegardError: for a name that is none; the message names the nearest. For heads without patterns.
     """
     if names is None:
         names = [name for name in LENSES if name not in NOT_BY_DEFAULT]
-    return {name: find_lens(name)(name=name) for name in names}
+    lenses = {name: find_lens(name)(name=name) for name in names}
+    if heads is not None:
+        if "patterns" not in lenses:
+            raise RegardError("--heads says whose patterns to keep; give --lens patterns with it.")
+        lenses["patterns"] = Patterns(name="patterns", heads=heads)
+    return lenses
 
 
 class _Step(Lens):
@@ -56,6 +69,8 @@ class Look:
         name: the model, as the user named it.
         origin: where the text came from, in words.
         ids: the text's tokens, int64 [1, T].
+        known: how many tokens the model knows.
+        longest: how many it takes, where that is known.
     """
 
     model: Any
@@ -64,6 +79,8 @@ class Look:
     name: str
     origin: str
     ids: Tensor
+    known: int
+    longest: int | None
 
     @classmethod
     def of(
@@ -74,47 +91,54 @@ class Look:
         layers: list[int] | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        lenses: dict[str, Lens] | None = None,
     ) -> Look:
         """Load a model and encode a text; what can be refused before weights are read is.
 
         Raises:
             RegardError: where either cannot be done, the text is too long or too short for the model, or
-                the model has no such layer.
+                the model has no such layer, or not the heads that a lens asks for.
         """
         check_dtype(dtype)
         check_device(device)
         found = Source.find(source)
-        _check_reads_text(found)
-        with busy("Reading the text"):
+        with busy(f"Preparing {found.name}"):
+            fit.check_reads_text(found)
+            check_depth(layers, found.config)
+            skeleton = root_of(found.skeleton())
+            known, longest = _check_parts(skeleton, found.name, layers, lenses or {})
             ids = found.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()
-        _check_length(ids.shape[1], _longest(found.config), found.name)
-        check_depth(layers, found.config)
+            fit.check_length(ids.shape[1], longest, found.name)
+            fit.check_vocabulary(ids, known, found.name)
+            _check_patterns(ids.shape[1], lenses or {})
         with busy(f"Loading {found.name}"):
             root = root_of(found.read(dtype, device))
-        anatomy = anatomy_of(root)
-        require_attention(anatomy)
-        check_layers(layers, anatomy)
-        _check_tokens(ids, root, found.name)
-        return cls(root, found.tokenizer, anatomy, found.name, origin, ids.to(root.device))
+        ids = ids.to(root.device)
+        return cls(root, found.tokenizer, anatomy_of(root), found.name, origin, ids, known, longest)
 
     @property
     def tokens(self) -> int:
         return self.ids.shape[1]
 
     @property
+    def layers(self) -> int:
+        return sum(site.kind == self.anatomy.main for site in self.anatomy.sites)
+
+    @property
+    def heads(self) -> int:
+        return sum(site.heads or 0 for site in self.anatomy.sites if site.kind == self.anatomy.main)
+
+    @property
     def size(self) -> str:
         """The model in words: layers, heads, class, and how much of its attention is out of reach."""
-        sites = [s for s in self.anatomy.sites if s.kind == self.anatomy.main]
-        heads = sum(site.heads or 0 for site in sites)
-        layers = "1 layer" if len(sites) == 1 else f"{len(sites)} layers"
+        layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
         beyond = len(self.anatomy.unreachable)
         hidden = f"; {beyond} attention modules are out of reach" if beyond else ""
-        return f"{layers}, {heads} heads in all ({type(self.model).__name__}){hidden}"
+        return f"{layers}, {self.heads} heads in all ({type(self.model).__name__}){hidden}"
 
     @property
     def probe_length(self) -> int:
-        longest = _longest(self.model.config)
-        return PROBE_LENGTH if longest is None else min(PROBE_LENGTH, longest // 2)
+        return PROBE_LENGTH if self.longest is None else min(PROBE_LENGTH, self.longest // 2)
 
     @property
     def probe_words(self) -> str:
@@ -142,7 +166,7 @@ class Look:
         if not chosen or self.probe_length < 2:
             return {}
         generator = torch.Generator().manual_seed(PROBE_SEED)
-        size = min(self.model.get_input_embeddings().weight.shape[0], len(self.tokenizer))
+        size = min(self.known, len(self.tokenizer))
         half = torch.randint(0, size, (1, self.probe_length), generator=generator)
         ids = torch.cat([half, half], 1).to(self.ids.device)
         return self._run(ids, chosen, layers, "Reading the probe", False)
@@ -174,73 +198,63 @@ class Look:
 
     def _forward(self, ids: Tensor, options: dict[str, Any]) -> None:
         try:
-            self.model(input_ids=ids, **options)
+            out = self.model(input_ids=ids, **options)[0]
         except RegardError:
             raise
-        except torch.OutOfMemoryError as error:
-            raise RegardError(
-                f"{self.name} ran out of memory on {ids.shape[1]} tokens; give a shorter text."
-            ) from error
-        except (TypeError, ValueError) as error:
+        except Exception as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise RegardError(
+                    f"{self.name} ran out of memory on {ids.shape[1]} tokens; give a shorter text."
+                ) from error
+            if _is_ours(error):
+                raise
             raise UnsupportedModel(
                 f"{self.name} ({type(self.model).__name__}) does not run on text alone "
                 f"({first_sentence(error)}); watch it in Python."
             ) from error
+        if isinstance(out, Tensor) and bool(out.isnan().any()):
+            kind = str(self.model.dtype).removeprefix("torch.")
+            raise RegardError(
+                f"{self.name} computes numbers that are not finite in {kind}; give another --dtype, or look "
+                "at its weights."
+            )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error began in regard itself, where it is a fault to be seen and not a model's refusal."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("regard.")
 
 
 @contextmanager
 def _stepping(model: Any, title: str, total: int) -> Iterator[None]:
     """A bar on a terminal that moves on with every attention call of `model`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        with watch(model, _Step(lambda: progress.advance(task))):
-            yield
+    with busy(title, total) as advance, watch(model, _Step(advance)):
+        yield
 
 
-def _check_reads_text(found: Source) -> None:
-    """Refuse a model that one text does not feed, by its config and tokenizer."""
-    name = found.name
-    if getattr(found.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{name} is an encoder-decoder, and inspect reads one text; watch it in Python with both."
-        )
-    if found.tokenizer is None:
-        kind = (found.config.architectures or [type(found.config).__name__])[0]
-        raise UnsupportedModel(
-            f"{name} ({kind}) comes without a tokenizer, and inspect reads text; watch it in Python."
-        )
+def _check_parts(
+    skeleton: Any, name: str, layers: list[int] | None, lenses: dict[str, Lens]
+) -> tuple[int, int | None]:
+    """Return how many tokens a model knows, and how many it takes; refuse one that cannot be looked at."""
+    anatomy = anatomy_of(skeleton)
+    require_attention(anatomy)
+    known = fit.check_takes_tokens(skeleton, anatomy, name)
+    check_layers(layers, anatomy)
+    watch(skeleton, *lenses.values(), layers=layers)
+    return known, fit.longest(skeleton)
 
 
-def _longest(config: Any) -> int | None:
-    """How many tokens a model takes, where its config says."""
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        if isinstance(value := getattr(config.get_text_config(), name, None), int):
-            return value
-    return None
-
-
-def _check_length(length: int, longest: int | None, name: str) -> None:
-    if longest is not None and length > longest:
-        raise RegardError(f"The text has {length} tokens, and {name} takes at most {longest}.")
-    if length < 2:
-        raise RegardError(f"The text has {length} token{'s' * (length != 1)}; give at least two.")
-
-
-def _check_tokens(ids: Tensor, model: Any, name: str) -> None:
-    """Refuse a tokenizer that is another model's, and texts beyond a table of positions."""
-    known = model.get_input_embeddings().weight.shape[0]
-    if int(ids.max()) >= known:
+def _check_patterns(length: int, lenses: dict[str, Lens]) -> None:
+    """Refuse to keep the patterns of all heads of a long text, before it is read."""
+    lens = lenses.get("patterns")
+    if isinstance(lens, Patterns) and lens.heads is None and length > (lens.max_tokens or 0):
         raise RegardError(
-            f"The tokenizer of {name} gives token {int(ids.max())}, and the model knows {known}: the two do "
-            "not belong together."
+            f"--lens patterns keeps all heads of up to {lens.max_tokens} tokens, and the text has {length}; "
+            "name some heads, such as --heads 0.0,0.1."
         )
-    for part, module in model.named_modules():
-        if "position" in part and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-            _check_length(ids.shape[1], module.num_embeddings - module.padding_idx - 1, name)

@@ -93,14 +93,16 @@ class Table:
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
-    def to_csv(self, path: str | Path) -> None:
-        """Write comma-separated values with a header; what is not a number is left empty."""
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Return comma-separated values with a header, NaN left empty; written too, given `path`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(self.columns)
         for values in zip(*self.columns.values(), strict=True):
             writer.writerow(["" if _is_nan(value) else value for value in values])
-        write_text(path, out.getvalue())
+        if path is not None:
+            write_text(path, out.getvalue())
+        return out.getvalue()
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the rows as a JSON list of objects, NaN as null; written too, given `path`."""

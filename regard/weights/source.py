@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from regard.errors import RegardError, UnsupportedModel
+from regard.errors import RegardError, first_sentence
 from regard.weights.default import DEFAULT, default_folder
+from regard.weights.device import check_device, check_dtype, placed
+from regard.weights.folder import check_folder, has_tokenizer
 from regard.weights.quiet import busy, quiet
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*", "*.tiktoken", "tekken.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 Read = TypeVar("Read")
 
 
@@ -86,15 +85,15 @@ class Source:
         Raises:
             RegardError: where there is none, or it holds no weights that can be read.
         """
-        if given is None:
+        name, path = str(given), Path(given or "").expanduser()
+        if given is None or (name == DEFAULT and not path.exists()):
             return cls(DEFAULT, default_folder())
-        name, path = str(given), Path(given).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise RegardError(f"There is no file {path}.")
             return cls(name, path.parent, path.name)
         if name and path.is_dir():
-            return cls(name, path, _check_folder(path))
+            return cls(name, path, check_folder(path))
         if path.is_file():
             raise RegardError(f"{path} is a file; give the folder it is in, a .gguf file or a Hub name.")
         if not name.strip() or name.count("/") > 1 or name.startswith((".", "/", "~")):
@@ -122,7 +121,7 @@ class Source:
         from transformers import AutoTokenizer
 
         local = isinstance(self.place, Path)
-        if local and not self.gguf and not _has_tokenizer(Path(self.place)):
+        if local and not self.gguf and not has_tokenizer(Path(self.place)):
             return None
         try:
             found = self._try(
@@ -144,19 +143,42 @@ class Source:
         Raises:
             RegardError: where the weights are damaged, or are not all that the architecture needs.
         """
-        import transformers
-
         kind = check_dtype(dtype)
         check_device(device)
-        auto = transformers.AutoModelForCausalLM if self.gguf else _class_of(self.config)
         model, info = self._try(
-            lambda: auto.from_pretrained(
+            lambda: self._class.from_pretrained(
                 self.place, dtype=kind, use_safetensors=True, output_loading_info=True,
                 ignore_mismatched_sizes=True, **self._how,
             )
         )  # fmt: skip
         self._check_whole(info)
-        return _placed(model, device).eval()
+        return placed(model, device).eval()
+
+    def skeleton(self) -> Any:
+        """Return the model without its weights, on the meta device: its parts and shapes, in no time.
+
+        Raises:
+            RegardError: where the config does not make a model.
+        """
+        import torch
+
+        kind, config = self._class, copy.deepcopy(self.config)
+        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+        with torch.device("meta"):
+            return self._try(lambda: make(config))
+
+    @cached_property
+    def _class(self) -> Any:
+        """The class that fits the architecture named in the config: with its head, where it has one."""
+        import transformers
+
+        if self.gguf:
+            return transformers.AutoModelForCausalLM
+        for name in self.config.architectures or ():
+            found = getattr(transformers, name, None)
+            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+                return found
+        return transformers.AutoModel
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -189,89 +211,3 @@ class Source:
         if missing := sorted(info["missing_keys"]):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise RegardError(self._why_not(f"its files lack the weights {missing[0]}{more}"))
-
-
-def _class_of(config: Any) -> Any:
-    """The class that fits the architecture named in the config: with its head, where it has one."""
-    import transformers
-
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    return transformers.AutoModel
-
-
-def _check_folder(path: Path) -> str | None:
-    """Return the GGUF file to read, or None where the folder holds safetensors."""
-    ggufs = sorted(p.name for p in path.glob("*.gguf"))
-    config = (path / "config.json").is_file()
-    if config and any(path.glob("*.safetensors")):
-        return None
-    if ggufs:
-        return ggufs[0]
-    if not config:
-        raise RegardError(f"{path} holds no model: it has no config.json and no .gguf file.")
-    pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
-    if pickles:
-        raise UnsupportedModel(
-            f"{path} has its weights only as pickle ({pickles[0]}), which can run code when read; convert "
-            "them to safetensors first."
-        )
-    raise RegardError(f"{path} holds a config.json but no weights (*.safetensors or *.gguf).")
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
-
-
-def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of an error's message, without its full stop."""
-    lines = str(error).strip().splitlines()
-    sentence = re.split(r"(?<=[^\s.])\.\s+(?=[A-Z])", lines[0].strip())[0] if lines else type(error).__name__
-    return sentence.rstrip(" .:")
-
-
-def check_dtype(dtype: Any) -> Any:
-    """Return a torch dtype given as such or by name; float32 for None.
-
-    Raises:
-        RegardError: where it is none that a model can be computed in.
-    """
-    import torch
-
-    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise RegardError(f"There is no dtype {name!r} to load a model in; use {', '.join(DTYPES)}.")
-    return getattr(torch, name)
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that this machine or this PyTorch does not have.
-
-    Raises:
-        RegardError: saying why.
-    """
-    import torch
-
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError):
-        raise RegardError(f"There is no device {device!r}; use cpu, or cuda, cuda:1, mps or xpu.") from None
-    if kind == "meta":
-        raise RegardError("Nothing can be computed on device 'meta'; use cpu or an accelerator.")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise RegardError(f"Device {device!r} cannot be used: {first_sentence(error)}.") from error
-
-
-def _placed(model: Any, device: str | None) -> Any:
-    if device is None:
-        return model
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise RegardError(f"The model does not fit on {device!r}: {first_sentence(error)}.") from error
