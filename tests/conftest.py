@@ -17,6 +17,8 @@ from tests.support.outcomes import (  # noqa: F401  (hooks and a fixture)
 )
 
 _real_empty, _real_empty_like = torch.empty, torch.empty_like
+with torch.device("meta"):  # torch looks its own constructors up once, and must find the real ones
+    torch.empty(0)
 
 
 def _poisoned(tensor: torch.Tensor) -> torch.Tensor:
