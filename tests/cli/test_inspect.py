@@ -201,7 +201,7 @@ def test_on_a_narrow_terminal(models):
     assert "48;5;" in page
     page = ESCAPE.sub("", page).replace("\r\n", "\n")
     assert max(map(len, page.splitlines())) <= 20
-    assert "\n layer h0\n     0 " in page
+    assert "\n layer  h0 h1 h2 h3\n     0 " in page
 
 
 def _part(terminal):
