@@ -17,6 +17,7 @@ _HOME = {
     "watch": "regard.runtime.verbs",
     "steer": "regard.runtime.verbs",
     "swap": "regard.attention.swap",
+    "unswap": "regard.attention.kept",
     "patch": "regard.runtime.verbs",
     "Point": "regard.runtime.site",
     "Lens": "regard.runtime.protocol",
@@ -25,13 +26,14 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from regard.attention.kept import unswap
     from regard.attention.swap import swap
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.site import Point
     from regard.runtime.verbs import patch, steer, watch
     from regard.weights import load
 
-__all__ = ["Edit", "Lens", "Point", "Wanted", "load", "patch", "steer", "swap", "watch"]
+__all__ = ["Edit", "Lens", "Point", "Wanted", "load", "patch", "steer", "swap", "unswap", "watch"]
 
 _transformers.when_loaded("regard.attention.register")
 

@@ -1,11 +1,13 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
+from regard.attention.block import Block
 from regard.attention.linear import LinearAttention
-from regard.attention.mechanism import MECHANISMS, Context, Mechanism, Spec, from_dict, get, mechanism
+from regard.attention.mechanism import Context, Mechanism
+from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 
 __all__ = [
-    "MECHANISMS", "Context", "LinearAttention", "Mechanism", "SlidingWindow", "Softmax", "Spec", "from_dict",
-    "get", "mechanism",
+    "MECHANISMS", "Block", "Context", "LinearAttention", "Mechanism", "SlidingWindow", "Softmax", "Spec",
+    "from_dict", "get", "mechanism",
 ]  # fmt: skip

@@ -1,21 +1,27 @@
 """Swaps that stay: written into a model's config, and found there again after `from_pretrained`.
 
-The config holds, under `regard`, which attention modules were swapped for what. A module is told by its
-class, its layer and whether it is causal, for it does not know its own name. Beside it stands
-`attn_implementation: regard`, so that loading fails, rather than forgets the swap, without `regard`.
+The config holds, under `regard`, which attention modules were swapped for what, and the implementation that
+was set before. A module is told by its class, its layer and whether it is causal, for it does not know its
+own name. Beside it stands `attn_implementation: regard`, so that loading fails, rather than forgets the
+swap, without `regard`.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from regard.attention.mechanism import Spec, from_dict
-from regard.attention.swap import Swap, carrying
-from regard.errors import UnsupportedModel
+from regard.attention.mechanism import Mechanism
+from regard.attention.registry import Spec, from_dict
+from regard.attention.swap import Swap, carrier_of
+from regard.errors import RegardError, UnsupportedModel
+from regard.runtime.anatomy import anatomy_of, lone_site, root_of
+from regard.runtime.attachment import BY_MODULE
+from regard.runtime.carried import carry
 from regard.runtime.implementation import NAME
-from regard.runtime.permanent import KEY, keep, permanent_edits, resolve_with
+from regard.runtime.permanent import KEY, drop, in_force, keep, kept_edit, resolve_with
 
 if TYPE_CHECKING:
     from regard.attention.swap import SwapSession
@@ -26,6 +32,7 @@ Entry = dict[str, Any]
 
 def keep_swap(session: SwapSession) -> nn.Module:
     """Make the swap of a session permanent; see `SwapSession.keep`."""
+    _refuse_open(session.root, "keep()")
     for site in session.swapped:
         if site.route != "interface":
             raise UnsupportedModel(
@@ -37,42 +44,85 @@ def keep_swap(session: SwapSession) -> nn.Module:
     entries = _entries(session)
     for site in session.swapped:
         _install(site.module, session.spec, session.mechanisms[site.alias])
-    for config, written in entries:
-        setattr(config, KEY, written)
-        config._attn_implementation_internal = NAME
     root_config = getattr(session.root, "config", None)
-    if root_config is not None:
-        root_config._attn_implementation_internal = NAME
-        root_config.attn_implementation = NAME
+    if root_config is not None and all(config is not root_config for config, _ in entries):
+        entries.append((root_config, []))
+    for config, modules in entries:
+        before = (config.regard or {}).get("before", config._attn_implementation)
+        setattr(config, KEY, {"before": before, "swap": modules})
+        config._attn_implementation_internal = NAME
     return session.root
 
 
-def _entries(session: SwapSession) -> list[tuple[Any, dict[str, Any]]]:
+def unswap(model: nn.Module) -> nn.Module:
+    """Undo every swap kept in a model, or loaded with it, and return the model.
+
+    Its attention is then again as its class computes it, by the implementation that was set before.
+
+    Raises:
+        RegardError: where no swap is kept in it, or a session is open on it.
+
+    Example:
+        >>> model = regard.swap(model, SlidingWindow(256)).keep()    # doctest: +SKIP
+        >>> model = regard.unswap(model)    # doctest: +SKIP
+    """
+    root = root_of(model)
+    modules = [site.module for site in anatomy_of(root).sites]
+    if not any(isinstance(kept_edit(module), Swap) for module in modules):
+        raise RegardError(f"{type(root).__name__} has no kept swap to undo.")
+    _refuse_open(root, "unswap")
+    configs = {id(c): c for m in root.modules() if (c := getattr(m, "config", None)) is not None}
+    main = getattr(root, "config", None)
+    fallback = (getattr(main, KEY, None) or {}).get("before")
+    for config in configs.values():
+        written = getattr(config, KEY, None)
+        if isinstance(written, dict):
+            config._attn_implementation_internal = written.get("before", fallback)
+            delattr(config, KEY)
+        elif fallback is not None and getattr(config, "_attn_implementation_internal", None) == NAME:
+            config._attn_implementation_internal = fallback
+    for module in modules:
+        drop(module)
+    return root
+
+
+def _refuse_open(root: nn.Module, what: str) -> None:
+    if any(site.module in BY_MODULE for site in anatomy_of(root).sites):
+        raise RegardError(
+            f"{what} was called while a session is open on this {type(root).__name__}; leave its `with` "
+            "block first."
+        )
+
+
+def _entries(session: SwapSession) -> list[tuple[Any, list[Entry]]]:
     """What each config is to hold, earlier swaps included."""
     swapped = {site.module for site in session.swapped}
-    configs = {id(c): c for module in swapped if (c := getattr(module, "config", None)) is not None}
     if any(getattr(module, "config", None) is None for module in swapped):
         raise UnsupportedModel(f"{type(session.root).__name__} has attention modules without a config.")
-    found = []
-    for config in configs.values():
-        told: dict[str, tuple[Entry, Spec | None, str]] = {}
-        for site in session.anatomy.sites:
-            if getattr(site.module, "config", None) is not config:
-                continue
-            spec = session.spec if site.module in swapped else _kept_spec(site.module)
-            entry = _mark(site.module)
-            _, other, alias = told.setdefault(repr(entry), (entry, spec, site.alias))
-            if other != spec:
-                raise UnsupportedModel(
-                    f"{site.alias} and {alias} cannot be told apart after loading; swap both or neither."
-                )
-        modules = [{**entry, **spec.to_dict()} for entry, spec, _ in told.values() if spec is not None]
-        found.append((config, {"swap": modules}))
-    return found
+    configs = {id(module.config): module.config for module in swapped}
+    return [(config, _modules_of(config, session)) for config in configs.values()]
+
+
+def _modules_of(config: Any, session: SwapSession) -> list[Entry]:
+    """The swapped modules of one config, each kind once."""
+    swapped = {site.module for site in session.swapped}
+    told: dict[str, tuple[Entry, Spec | None, str]] = {}
+    for site in session.anatomy.sites:
+        if getattr(site.module, "config", None) is not config:
+            continue
+        spec = session.spec if site.module in swapped else _kept_spec(site.module)
+        entry = _mark(site.module)
+        _, other, alias = told.setdefault(repr(entry), (entry, spec, site.alias))
+        if other != spec:
+            raise UnsupportedModel(
+                f"{site.alias} and {alias} cannot be told apart after loading; swap both or neither."
+            )
+    return [{**entry, **spec.to_dict()} for entry, spec, _ in told.values() if spec is not None]
 
 
 def _kept_spec(module: nn.Module) -> Spec | None:
-    return next((edit.spec for edit in permanent_edits(module) if isinstance(edit, Swap)), None)
+    edit = kept_edit(module)
+    return edit.spec if isinstance(edit, Swap) else None
 
 
 def _mark(module: nn.Module) -> Entry:
@@ -81,28 +131,24 @@ def _mark(module: nn.Module) -> Entry:
     return {"class": type(module).__name__, **{k: v for k, v in marks.items() if v is not None}}
 
 
-def _install(module: nn.Module, spec: Spec, mechanism: Any) -> Swap:
-    for before in permanent_edits(module):
-        handle = getattr(before, "handle", None)
-        if handle is not None:
-            handle.remove()
-    edit = Swap(spec=spec, mechanisms={module: mechanism})
-    object.__setattr__(edit, "handle", carrying(module, mechanism, spec, "interface"))
-    keep(module, edit)
-    return edit
+def _install(module: nn.Module, spec: Spec, mechanism: Mechanism) -> None:
+    drop(module)
+    edit = Swap(spec=spec, mechanisms=weakref.WeakKeyDictionary({module: mechanism}))
+    carrier = carrier_of(lone_site(module), mechanism, spec, in_force)
+    keep(module, edit, carry(module, carrier).remove if carrier is not None else None)
 
 
-def resolve(module: nn.Module) -> Swap | None:
-    """Return the swap that the config of an attention module names for it, and install it."""
+def resolve(module: nn.Module) -> None:
+    """Install the swap that the config of an attention module names for it."""
     written = getattr(getattr(module, "config", None), KEY, None)
     if not isinstance(written, dict):
-        return None
+        return
     mark = _mark(module)
     for entry in written.get("swap", []):
-        if {k: v for k, v in entry.items() if k in mark} == mark:
+        if {k: v for k, v in entry.items() if k in ("class", *MARKS)} == mark:
             spec = from_dict({k: v for k, v in entry.items() if k not in ("class", *MARKS)})
-            return _install(module, spec, spec.build())
-    return None
+            _install(module, spec, spec.build(lone_site(module)))
+            return
 
 
 resolve_with(resolve)

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.attention.matrices import dense_mask
-from regard.attention.mechanism import Context, Mechanism, Spec, State, mechanism
+from regard.attention.mechanism import Context, Mechanism, State
+from regard.attention.registry import Spec, mechanism
 from regard.engines.rows import expand_heads
 from regard.engines.scan import linear_scan
-from regard.errors import RegardError
 
 
 class LinearAttentionHeads(Mechanism):
@@ -37,7 +37,7 @@ class LinearAttentionHeads(Mechanism):
     honours = frozenset({"softcap"})
 
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
-        ctx = _checked(ctx or Context.of(q, k))
+        ctx = self.context(q, k, ctx)
         features, keys = _features(q), expand_heads(_features(k), q.shape[1])
         similar = features @ keys.transpose(-1, -2)
         mask = dense_mask(ctx, q.device)
@@ -47,20 +47,20 @@ class LinearAttentionHeads(Mechanism):
         return similar / _nonzero(similar.sum(-1, keepdim=True))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
-        ctx = _checked(ctx or Context.of(q, k))
+        ctx = self.context(q, k, ctx)
         keys, values = _written(k, v, ctx)
         if not ctx.causal:
             state = keys.transpose(-1, -2) @ values
             return _normalised(_features(q) @ expand_heads(state, q.shape[1]), q.dtype)
-        past = ctx.offset
-        before = keys[:, :, :past].transpose(-1, -2) @ values[:, :, :past]
-        out, _ = linear_scan(_features(q), keys[:, :, past:], values[:, :, past:], before)
+        start, stop = ctx.offset, ctx.offset + q.shape[2]
+        before = keys[:, :, :start].transpose(-1, -2) @ values[:, :, :start]
+        out, _ = linear_scan(_features(q), keys[:, :, start:stop], values[:, :, start:stop], before)
         return _normalised(out, q.dtype)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, ctx: Context | None = None
     ) -> tuple[Tensor, State]:
-        keys, values = _written(k, v, _checked(ctx or Context.of(q, k)))
+        keys, values = _written(k, v, self.context(q, k, ctx))
         out, new = linear_scan(_features(q), keys, values, None if state is None else state[0])
         return _normalised(out, q.dtype), (new,)
 
@@ -83,15 +83,6 @@ def _normalised(out: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _nonzero(total: Tensor) -> Tensor:
     return torch.where(total > 0, total, 1.0)
-
-
-def _checked(ctx: Context) -> Context:
-    if not ctx.plain:
-        raise RegardError(
-            "linear attention sees all keys, or all before a row, and this call has another mask, such as a "
-            "sliding window; choose other layers."
-        )
-    return ctx
 
 
 @mechanism("linear")

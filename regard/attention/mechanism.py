@@ -1,28 +1,33 @@
 """What a mechanism of attention is: its matrix by definition, a fast path, and steps where it carries state.
 
 What a user configures is a *spec*, a frozen dataclass such as `SlidingWindow(256)`; `build` makes the
-module of one layer from it.
+module of one layer from it. `tests/laws` holds every registered mechanism to its definition.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from regard.engines.masks import CausalMask, Mask, PaddedMask
-from regard.engines.rows import AttentionInputs
-from regard.errors import RegardError
+from regard.engines.rows import AttentionInputs, expand_heads
+from regard.errors import RegardError, ShapeMismatch
 
 State = tuple[Tensor, ...]
+LAWS = (
+    "matrix", "gradient", "causal", "offset", "step", "absorb", "padding", "grouped", "limit", "precision",
+)  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Context:
     """What a mechanism knows of a call besides q, k and v.
+
+    A mechanism that needs more of a call, such as the layer's input or the shape of a grid, adds a field
+    with a default here.
 
     Attributes:
         mask: which keys each row may see, padding included.
@@ -57,22 +62,45 @@ class Context:
             q: [B, H, T, D].
             k: [B, Hkv, S, D]; S >= T where causal.
             valid: bool [B, S], False at padding.
+
+        Raises:
+            ShapeMismatch: where q, k and valid do not fit.
         """
+        _check_shapes(q, k)
         queries, keys = q.shape[2], k.shape[2]
         offset = keys - queries if causal else 0
         if offset < 0:
-            raise RegardError(f"causal attention of {queries} queries needs as many keys, and has {keys}.")
+            raise ShapeMismatch(f"causal attention of {queries} queries needs as many keys, and has {keys}.")
         mask = CausalMask(queries, keys, offset, q.device) if causal else Mask(queries, keys)
         rows = None
         if valid is not None:
-            mask, rows = PaddedMask(mask, valid), valid[:, keys - queries :] if causal else None
-        return cls(mask, causal, offset, valid_queries=rows, valid_keys=valid)
+            if valid.shape != (q.shape[0], keys) or valid.dtype != torch.bool:
+                raise ShapeMismatch(
+                    f"valid must be bool [{q.shape[0]}, {keys}], one for each key, and is "
+                    f"{str(valid.dtype).removeprefix('torch.')} {list(valid.shape)}."
+                )
+            mask = PaddedMask(mask, valid)
+            rows = valid[:, offset:] if causal or keys == queries else None
+        return cls(mask=mask, causal=causal, offset=offset, valid_queries=rows, valid_keys=valid)
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
         """Return the same call as the engines take it."""
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         return AttentionInputs(
             q, k, v, self.mask, scale, self.softcap, self.bias, self.sink_logits, self.dropout
+        )
+
+
+def _check_shapes(q: Tensor, k: Tensor) -> None:
+    for name, x in (("q", q), ("k", k)):
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ShapeMismatch(
+                f"{name} must be floating-point [batch, heads, time, dim], and is {list(x.shape)}."
+            )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(1, k.shape[1]):
+        raise ShapeMismatch(
+            f"q {list(q.shape)} and k {list(k.shape)} must agree in batch and dim, and the heads of q be a "
+            "multiple of those of k."
         )
 
 
@@ -83,22 +111,59 @@ class Mechanism(nn.Module):
         forward(q, k, v, ctx)      [B, H, T, Dv], the fast path
         step(q, k, v, state, ctx)  the same for new positions only, and the new state; where it carries one
 
-    q is [B, H, T, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], with H a multiple of Hkv.
+    q is [B, H, T, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], with H a multiple of Hkv. A state is float32 or
+    float64; a padded position neither writes to it nor ages it.
 
     Attributes:
         carries_state: whether it decodes from a state of its own instead of the cached keys and values.
-        honours: which of `bias`, `softcap` and `sink_logits` it takes into account, or does without
-            because it forms no scores; a call with another is refused.
-        exempt: laws that it breaks by design, and why.
+        honours: which of `mask`, `bias`, `softcap` and `sink_logits` it takes into account, or does without
+            because it forms no scores; a call with another is refused. `mask` is any besides causal order
+            and padding, which all honour.
+        orders: `causal` where a row may see no later key, `full` where it may see all; a call of the other
+            kind is refused.
+        exempt: laws that it breaks by design, and why; `LAWS` names them.
     """
 
     carries_state: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = frozenset()
+    orders: ClassVar[frozenset[str]] = frozenset({"causal", "full"})
     exempt: ClassVar[dict[str, str]] = {}
+
+    def refuses(self, ctx: Context) -> str | None:
+        """Return, in words, what of a call this cannot take into account, or None."""
+        if ("causal" if ctx.causal else "full") not in self.orders:
+            return "causal order" if ctx.causal else "no causal order"
+        found = (
+            ("mask", not ctx.plain, "a mask besides causal order and padding, such as a sliding window"),
+            ("bias", ctx.bias is not None, "a position bias on its scores"),
+            ("softcap", ctx.softcap is not None, "a soft-cap on its scores"),
+            ("sink_logits", ctx.sink_logits is not None, "sink logits in its softmax"),
+        )
+        return next((words for name, there, words in found if there and name not in self.honours), None)
+
+    def context(self, q: Tensor, k: Tensor, ctx: Context | None) -> Context:
+        """Return `ctx`, or causal self-attention where it is None.
+
+        Raises:
+            RegardError: where it has what this cannot take into account.
+        """
+        ctx = ctx or Context.of(q, k)
+        words = self.refuses(ctx)
+        if words is not None:
+            raise RegardError(f"{type(self).__name__} was given {words}, which it cannot take into account.")
+        return ctx
 
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
         """Return the weight of each key for each row, [B, H, T, S]; rows of padding are arbitrary."""
         raise NotImplementedError
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
+        """Return what `forward` must return, by definition, [B, H, T, Dv].
+
+        A mechanism that is not linear in v, or adds what does not come from v, defines this itself.
+        """
+        weights = self.matrix(q, k, ctx)
+        return weights @ expand_heads(v, q.shape[1]).to(weights.dtype)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
         """Return head outputs [B, H, T, Dv]; without `ctx`, causal self-attention."""
@@ -107,7 +172,7 @@ class Mechanism(nn.Module):
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, ctx: Context | None = None
     ) -> tuple[Tensor, State]:
-        """Return the outputs of T >= 1 new positions [B, H, T, Dv], and the state after them.
+        """Return the outputs of T >= 0 new positions [B, H, T, Dv], and the state after them.
 
         Args:
             k, v: the new positions only.
@@ -116,72 +181,13 @@ class Mechanism(nn.Module):
         """
         raise NotImplementedError
 
+    def absorb(self, k: Tensor, v: Tensor, heads: int, ctx: Context | None = None) -> State:
+        """Return the state after positions of which only keys and values are known.
 
-@dataclass(frozen=True)
-class Spec:
-    """The options of a mechanism; a subclass names its module in `module`."""
-
-    module: ClassVar[type[Mechanism]]
-    registered: ClassVar[str]
-
-    def build(self, site: Any = None) -> Mechanism:
-        """Return the module of one layer.
+        A mechanism whose state depends on earlier queries as well refuses.
 
         Args:
-            site: the `regard.runtime.Site` it is for, where the mechanism depends on the layer.
+            heads: number of query heads.
         """
-        return self.module(**{f.name: getattr(self, f.name) for f in fields(self)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options with the mechanism's name, as JSON can hold them."""
-        return {"mechanism": self.registered, **asdict(self)}
-
-
-MECHANISMS: dict[str, type[Spec]] = {}
-S = TypeVar("S", bound=type[Spec])
-
-
-def mechanism(name: str) -> Callable[[S], S]:
-    """Register a spec under `name`.
-
-    Raises:
-        RegardError: where the name is taken.
-    """
-
-    def register(kind: S) -> S:
-        if name in MECHANISMS:
-            raise RegardError(f"mechanism {name!r} is registered already, as {MECHANISMS[name].__name__}.")
-        MECHANISMS[name] = kind
-        kind.registered = name
-        return kind
-
-    return register
-
-
-def get(name: str, **options: Any) -> Spec:
-    """Return the spec registered under `name`, with `options`.
-
-    Raises:
-        RegardError: where there is none, or it does not take an option; the message names what there is.
-
-    Example:
-        >>> get("sliding-window", window=256)
-        SlidingWindow(window=256)
-    """
-    if name not in MECHANISMS:
-        near = difflib.get_close_matches(name, MECHANISMS, n=3)
-        known = ", ".join(sorted(MECHANISMS))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the mechanisms are {known}."
-        raise RegardError(f"no mechanism {name!r}; {hint}")
-    kind = MECHANISMS[name]
-    takes = [f.name for f in fields(kind)]
-    unknown = [option for option in options if option not in takes]
-    if unknown:
-        raise RegardError(f"{name} takes no {unknown[0]!r}; its options are {', '.join(takes) or 'none'}.")
-    return kind(**options)
-
-
-def from_dict(given: dict[str, Any]) -> Spec:
-    """Return the spec that `Spec.to_dict` described."""
-    options = dict(given)
-    return get(options.pop("mechanism"), **options)
+        queries = k.new_zeros(k.shape[0], heads, k.shape[2], k.shape[3])
+        return self.step(queries, k, v, None, ctx)[1]

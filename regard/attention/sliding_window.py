@@ -21,7 +21,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from regard.attention.matrices import dense_mask, softmax_matrix
-from regard.attention.mechanism import Context, Mechanism, Spec, mechanism
+from regard.attention.mechanism import Context, Mechanism
+from regard.attention.registry import Spec, get, mechanism
 from regard.engines.bands import attend_by_blocks
 from regard.engines.masks import WindowMask
 from regard.errors import RegardError
@@ -32,21 +33,22 @@ MIN_ROWS, MAX_ROWS = 64, 512
 class SlidingWindowAttention(Mechanism):
     """Softmax attention in a window; the module of `SlidingWindow`."""
 
-    honours = frozenset({"bias", "softcap", "sink_logits"})
+    honours = frozenset({"mask", "bias", "softcap", "sink_logits"})
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
 
-    def _narrowed(self, ctx: Context) -> Context:
+    def context(self, q: Tensor, k: Tensor, ctx: Context | None) -> Context:
+        ctx = super().context(q, k, ctx)
         return replace(ctx, mask=WindowMask(ctx.mask, self.window, ctx.offset, both=not ctx.causal))
 
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
-        narrow = self._narrowed(ctx or Context.of(q, k))
+        narrow = self.context(q, k, ctx)
         return softmax_matrix(q, k, narrow, dense_mask(narrow, q.device))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
-        narrow = self._narrowed(ctx or Context.of(q, k))
+        narrow = self.context(q, k, ctx)
         rows = max(MIN_ROWS, min(MAX_ROWS, self.window))
         return attend_by_blocks(narrow.inputs(q, k, v), rows)
 
@@ -70,3 +72,11 @@ class SlidingWindow(Spec):
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
             raise RegardError(f"window is {self.window!r}; it must be a number of keys, from 1.")
+
+    @classmethod
+    def examples(cls) -> tuple[Spec, ...]:
+        return cls(2), cls(5)
+
+    @classmethod
+    def limit(cls, length: int) -> tuple[Spec, Spec]:
+        return cls(max(1, length)), get("softmax")

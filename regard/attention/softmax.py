@@ -16,21 +16,22 @@ from typing import ClassVar
 from torch import Tensor
 
 from regard.attention.matrices import dense_mask, softmax_matrix
-from regard.attention.mechanism import Context, Mechanism, Spec, mechanism
+from regard.attention.mechanism import Context, Mechanism
+from regard.attention.registry import Spec, mechanism
 from regard.engines.rows import attend
 
 
 class SoftmaxAttention(Mechanism):
     """Plain softmax attention; the module of `Softmax`."""
 
-    honours = frozenset({"bias", "softcap", "sink_logits"})
+    honours = frozenset({"mask", "bias", "softcap", "sink_logits"})
 
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
-        ctx = ctx or Context.of(q, k)
+        ctx = self.context(q, k, ctx)
         return softmax_matrix(q, k, ctx, dense_mask(ctx, q.device))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
-        return attend((ctx or Context.of(q, k)).inputs(q, k, v))
+        return attend(self.context(q, k, ctx).inputs(q, k, v))
 
 
 @mechanism("softmax")

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from regard.attention.mechanism import Context, Mechanism, Spec, State
-from regard.engines.masks import Mask
+from regard.attention.mechanism import Context, Mechanism, State
+from regard.attention.registry import Spec
 from regard.errors import RegardError, UnsupportedModel
-from regard.runtime.anatomy import anatomy_of, root_of
-from regard.runtime.carried import carry, release
+from regard.runtime.anatomy import anatomy_of, require_attention, root_of
+from regard.runtime.carried import Carrier, Carrying, Serves, carried, carry
+from regard.runtime.permanent import kept_edit
 from regard.runtime.protocol import Edit, Inner, Wanted
 from regard.runtime.session import Session
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from regard.runtime.anatomy import Anatomy
     from regard.runtime.call import Call
     from regard.runtime.site import Site
-
-NOT_ALWAYS_HONOURED = {"bias": "a position bias", "softcap": "a soft-cap", "sink_logits": "sink logits"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -41,19 +40,26 @@ class Swap(Edit):
         return Wanted() if call.site.module in self.mechanisms else None
 
     def attend(self, call: Call, inner: Inner) -> Tensor:
-        mechanism = self.mechanisms[call.site.module]
-        _check_honoured(mechanism, self.spec, call)
-        ctx, layer = context_of(call), call.carried
+        mechanism, ctx, layer = self._mechanism(call), context_of(call), call.carried
+        words = mechanism.refuses(ctx)
+        if words is not None:
+            raise UnsupportedModel(
+                f"{call.site.alias} has {words}, which {self.spec!r} cannot take into account."
+            )
         if layer is None:
             return mechanism(call.q, call.k, call.v, ctx).to(call.q.dtype)
         out, layer.state = mechanism.step(call.q, call.k, call.v, layer.state, ctx)
         return out.to(call.q.dtype)
 
+    def _mechanism(self, call: Call) -> Mechanism:
+        mechanism = self.mechanisms[call.site.module]
+        return mechanism.train(call.site.module.training)
+
     def matrix(self, call: Call) -> Tensor | None:
         """Return the weights by definition, [B, H, T, S]; None where earlier keys are in a state."""
         if call.carried is not None and call.carried.length > call.query_length:
             return None
-        return self.mechanisms[call.site.module].matrix(call.q, call.k, context_of(call))
+        return self._mechanism(call).matrix(call.q, call.k, context_of(call))
 
     def __repr__(self) -> str:
         return repr(self.spec)
@@ -68,82 +74,97 @@ def context_of(call: Call) -> Context:
     )  # fmt: skip
 
 
-def _check_honoured(mechanism: Mechanism, spec: Spec, call: Call) -> None:
-    for name, words in NOT_ALWAYS_HONOURED.items():
-        if getattr(call, name) is not None and name not in mechanism.honours:
-            raise UnsupportedModel(
-                f"{call.site.alias} has {words} on its scores, which {spec!r} cannot take into account."
-            )
-
-
-def carrying(module: nn.Module, mechanism: Mechanism, spec: Spec, route: str) -> RemovableHandle | None:
-    """Let a mechanism that carries a state keep it in the caches that `module` is given; None for others."""
-    if not mechanism.carries_state or not getattr(module, "is_causal", False):
+def carrier_of(site: Site, mechanism: Mechanism, spec: Spec, serves: Serves | None = None) -> Carrier | None:
+    """Return who keeps the states of a mechanism at a site; None where it reads keys and values."""
+    if not mechanism.carries_state or not getattr(site.module, "is_causal", False):
         return None
 
-    def absorb(k: Tensor, v: Tensor, valid: Tensor | None) -> State:
-        heads = k.shape[1] * int(getattr(module, "num_key_value_groups", 1))
-        nothing = k.new_zeros(k.shape[0], heads, 0, k.shape[3])
-        return mechanism.step(nothing, k, v, None, Context(Mask(0, k.shape[2]), valid_keys=valid))[1]
+    def absorb(k: Tensor, v: Tensor, heads: int, valid: Tensor | None) -> State:
+        return mechanism.absorb(k, v, heads, Context.of(k, k, valid=valid))
 
-    return carry(module, repr(spec), absorb, route)
+    return Carrier(repr(spec), absorb, site.route, serves)
 
 
 class SwapSession(Session):
     """A session in which layers compute attention by another mechanism; what `swap` returns.
 
     Attributes:
+        spec: the mechanism's options.
+        swapped: the sites whose attention it computes.
         mechanisms: alias -> module of the mechanism; trainable where the mechanism has parameters.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, layers: Iterable[int | str] | None = None) -> None:
-        if not isinstance(spec, Spec):
-            raise RegardError(f"swap takes a mechanism such as SlidingWindow(256), and got {spec!r}.")
+        _check_spec(spec)
         anatomy = anatomy_of(root_of(model))
-        self.swapped = _chosen(anatomy, layers)
-        built = {site.module: spec.build(site) for site in self.swapped}
+        require_attention(anatomy)
         self.spec = spec
-        self._handles: list[RemovableHandle] = []
+        self.swapped = _chosen(anatomy, layers)
+        built = {site.module: _built(spec, site) for site in self.swapped}
         self.mechanisms = {site.alias: built[site.module] for site in self.swapped}
+        self._carrying: list[Carrying] = []
         super().__init__(model, [Swap(spec=spec, mechanisms=built)])
 
     def __enter__(self) -> SwapSession:
         super().__enter__()
-        for site in self.swapped:
-            handle = carrying(site.module, self.mechanisms[site.alias], self.spec, site.route)
-            if handle is not None:
-                self._handles.append(handle)
+        try:
+            for site in self.swapped:
+                kept_edit(site.module)
+                carrier = carrier_of(site, self.mechanisms[site.alias], self.spec)
+                if carrier is not None or carried(site.module):
+                    self._carrying.append(carry(site.module, carrier))
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        for site in self.swapped:
-            release(site.module)
+        while self._carrying:
+            self._carrying.pop().remove()
         super().__exit__(*error)
 
     def keep(self) -> nn.Module:
-        """Make the change permanent and return the model; not for use within `with`.
+        """Make the change permanent and return the model; `regard.unswap(model)` undoes it.
 
         `save_pretrained` then saves it with the config, and `from_pretrained` brings it back wherever
         `regard` is imported; elsewhere it fails, because it does not know the attention named `regard`.
 
         Raises:
             UnsupportedModel: where a layer cannot be told from others after loading, or calls
-                scaled_dot_product_attention itself.
+                scaled_dot_product_attention itself, or the mechanism has parameters.
+            RegardError: while a session is open on the model.
         """
         from regard.attention.kept import keep_swap
 
-        if self._attachment is not None:
-            raise RegardError(
-                "keep() was called within `with`; call it on what swap returned, without `with`."
-            )
         return keep_swap(self)
+
+
+def _check_spec(spec: Any) -> None:
+    if isinstance(spec, str):
+        raise RegardError(
+            f"swap takes a mechanism, and got the name {spec!r}; regard.attention.get({spec!r}) makes one."
+        )
+    if not isinstance(spec, Spec):
+        what = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
+        raise RegardError(
+            f"swap takes a mechanism with its options, such as SlidingWindow(256), and got {what}."
+        )
+    if not issubclass(spec.module, Mechanism):
+        raise RegardError(f"{spec!r} has no queries, keys and values, so it cannot stand for attention.")
+
+
+def _built(spec: Spec, site: Site) -> Mechanism:
+    """The mechanism of one layer, on the device of that layer."""
+    mechanism: Mechanism = spec.build(site)
+    devices = {p.device for p in site.module.parameters()} - {torch.device("meta")}
+    return mechanism.to(devices.pop()) if len(devices) == 1 else mechanism
 
 
 def _chosen(anatomy: Anatomy, layers: Iterable[int | str] | None) -> list[Site]:
     if layers is None:
         return [site for site in anatomy.sites if site.kind == anatomy.main]
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise RegardError(f"layers is {layers!r}; it must be several, such as range(3, 30) or [{layers!r}].")
     given = list(layers)
     if not given:
         raise RegardError("swap was given no layers; leave layers= out to mean all of the main stack.")
@@ -164,7 +185,8 @@ def swap(model: nn.Module, mechanism: Spec, layers: Iterable[int | str] | None =
         layers: numbers in the main stack or aliases; default all of the main stack.
 
     Returns:
-        A context manager. Instead of `with`, its `keep()` makes the change permanent and returns the model.
+        A context manager. Instead of `with`, its `keep()` makes the change permanent and returns the
+        model; `unswap` undoes that.
 
     Raises:
         UnsupportedModel: where the model's attention cannot be reached, or, when run, where the mechanism

@@ -48,7 +48,7 @@ class Mask:
         if mask.dtype == torch.bool:
             return scores.masked_fill_(~mask, MASKED)
         # A score of -inf would make statistics that multiply by it NaN.
-        return (scores + mask).clamp_(min=MASKED)
+        return (scores + mask.to(scores.dtype)).clamp_(min=MASKED)
 
     def for_sdpa(self) -> tuple[Tensor | None, bool]:
         """Return `(attn_mask, is_causal)` as `scaled_dot_product_attention` takes them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import output_capturing
 
 from regard.runtime import pipeline
+from regard.runtime.anatomy import lone_site
 from regard.runtime.attachment import BY_MODULE, Attachment, in_backward
 from regard.runtime.call import Call, call_from_interface
 from regard.runtime.permanent import permanent_edits
@@ -52,7 +53,7 @@ def regard_attention(
     attachment = BY_MODULE.get(module)
     lenses: list[Lens] = []
     if attachment is None:
-        site = Site("", "layer", "layer", 0, module, cross=getattr(module, "is_cross_attention", False))
+        site = lone_site(module)
         run, edits = Run(), permanent_edits(module)
     else:
         site = attachment.sites[module]

@@ -54,3 +54,9 @@ def release(configs: list[Any]) -> None:
             _HELD[id(config)] = (config, before, count - 1)
         else:
             config._attn_implementation_internal = before
+
+
+def outside(config: Any) -> str | None:
+    """Return the implementation that a config has when no session is open."""
+    _, before, _ = _HELD.get(id(config), (None, config._attn_implementation_internal, 0))
+    return before

@@ -40,6 +40,14 @@ def find_sites(root: nn.Module) -> tuple[list[Site], list[tuple[str, str]]]:
     return sites, _unreachable(root, {name for name, _, _ in reached})
 
 
+def lone_site(module: nn.Module) -> Site:
+    """Return the site of an attention module of which the model is not known."""
+    number = getattr(module, "layer_idx", None)
+    layer = number if isinstance(number, int) else 0
+    cross = bool(getattr(module, "is_cross_attention", False))
+    return Site("", f"layer.{layer}", "layer", layer, module, cross=cross, heads=_heads(module))
+
+
 def main_kind(sites: list[Site]) -> str:
     """Return the kind that a bare layer number means."""
     present = [site.kind for site in sites]

@@ -1,0 +1,64 @@
+"""What every block, a mechanism without queries, keys and values, must satisfy."""
+
+import torch
+
+from tests.laws.laws import BFLOAT16, EXACT, FLOAT32, near
+
+LIKE = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+
+
+def given(block):
+    return block.example(torch.Generator().manual_seed(0))
+
+
+def block_law_reference(spec):
+    """`forward` is the definition."""
+    block = spec.build().double()
+    near(block(given(block)), block.reference(given(block)))
+
+
+def block_law_gradient(spec):
+    """Gradients of x and of parameters are those of the definition."""
+    block = spec.build().double()
+    x = given(block).requires_grad_()
+    wanted = [x, *block.parameters()]
+    found, expected = (torch.autograd.grad(out.sin().sum(), wanted) for out in (block(x), block.reference(x)))
+    for one, other in zip(found, expected, strict=True):
+        near(one, other, 100 * EXACT)
+        assert other.abs().sum() > 0, "a gradient of nothing but zeros"
+
+
+def block_law_causal(spec):
+    """No later input moves an earlier output."""
+    block = spec.build().double()
+    x = given(block)
+    for cut in range(1, x.shape[1], 3):
+        after = block(torch.cat([x[:, :cut], x[:, cut:].flip(1) + 1], 1))
+        near(after[:, :cut], block(x)[:, :cut])
+        assert not torch.equal(after[:, cut:], block(x)[:, cut:])
+
+
+def block_law_batch(spec):
+    """A batch equals its items one by one."""
+    block = spec.build().double()
+    x = given(block)
+    near(block(x), torch.cat([block(x[i : i + 1]) for i in range(len(x))]))
+
+
+def block_law_precision(spec):
+    """float32 and bfloat16 stay within bounds of float64, and come out as they went in."""
+    block = spec.build()
+    for dtype, bound in LIKE.items():
+        low = given(block).to(dtype)
+        found = block.to(dtype)(low)
+        assert found.dtype == dtype
+        near(found, block.double()(low.double()), bound)
+
+
+BLOCK_LAWS = {
+    n.removeprefix("block_law_"): f for n, f in list(globals().items()) if n.startswith("block_law")
+}
+
+
+def block_law_applies(law, spec):
+    return law != "causal" or spec.module.causal
