@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regard.attention.mechanism import Context, Mechanism, State
 from regard.attention.registry import Spec
+from regard.engines.masks import TensorMask, order_and_padding
 from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.carried import Carrier, Carrying, Serves, carried, carry
@@ -40,7 +41,8 @@ class Swap(Edit):
         return Wanted() if call.site.module in self.mechanisms else None
 
     def attend(self, call: Call, inner: Inner) -> Tensor:
-        mechanism, ctx, layer = self._mechanism(call), context_of(call), call.carried
+        mechanism, layer = self._mechanism(call), call.carried
+        ctx = context_of(call, mechanism)
         words = mechanism.refuses(ctx)
         if words is not None:
             raise UnsupportedModel(
@@ -59,18 +61,37 @@ class Swap(Edit):
         """Return the weights by definition, [B, H, T, S]; None where earlier keys are in a state."""
         if call.carried is not None and call.carried.length > call.query_length:
             return None
-        return self._mechanism(call).matrix(call.q, call.k, context_of(call))
+        mechanism = self._mechanism(call)
+        return mechanism.matrix(call.q, call.k, context_of(call, mechanism))
 
     def __repr__(self) -> str:
         return repr(self.spec)
 
 
-def context_of(call: Call) -> Context:
-    """Return what a mechanism knows of a call."""
+def context_of(call: Call, mechanism: Mechanism) -> Context:
+    """Return what a mechanism knows of a call.
+
+    Where it cannot honour every mask, one that came as a tensor is read for what it says.
+    """
+    if isinstance(call.mask, TensorMask) and "mask" not in mechanism.honours:
+        found = order_and_padding(call.mask.tensor)
+        if found is not None:
+            return _context_of_tensor(call, *found)
     return Context(
         mask=call.mask, causal=call.causal, offset=call.q_offset - call.kv_offset if call.causal else 0,
         plain=call.plain, valid_queries=call.valid_queries, valid_keys=call.valid_keys, scale=call.scale,
         softcap=call.softcap, bias=call.bias, sink_logits=call.sink_logits, dropout=call.dropout,
+    )  # fmt: skip
+
+
+def _context_of_tensor(call: Call, causal: bool, valid: Tensor) -> Context:
+    """The context of a call whose mask says nothing but order and padding."""
+    valid_keys = None if bool(valid.all()) else valid.expand(call.q.shape[0], -1)
+    causal = call.causal if call.query_length == 1 else causal
+    ctx = Context.of(call.q, call.k, causal=causal, valid=valid_keys)
+    return replace(
+        ctx, mask=call.mask, scale=call.scale, softcap=call.softcap, bias=call.bias,
+        sink_logits=call.sink_logits, dropout=call.dropout,
     )  # fmt: skip
 
 

@@ -111,6 +111,28 @@ class TensorMask(Mask):
         return self._bounds[key]
 
 
+def order_and_padding(mask: Tensor) -> tuple[bool, Tensor] | None:
+    """Return (whether rows see no later key, which keys are valid, bool [B|1, S]), or None.
+
+    None means that the mask is not made of these two alone. Its last row is taken to stand at the last key,
+    and one row alone says nothing of order.
+
+    Args:
+        mask: [B|1, H|1, T, S], bool or additive.
+    """
+    visible = unhidden(mask)
+    if mask.dtype != torch.bool and bool(mask[visible].any()):
+        return None
+    rows, keys = visible.shape[-2:]
+    if rows == 0 or not bool((visible == visible[:, :1]).all()):
+        return None
+    valid = visible[:, 0, -1]
+    everything = valid[:, None, None].expand(-1, 1, rows, keys)
+    if bool((visible == everything).all()):
+        return False, valid
+    return (True, valid) if bool((visible == everything.tril(keys - rows)).all()) else None
+
+
 def visible_range(visible: Tensor) -> tuple[int, int]:
     """Return the first key that any row sees and one past the last; (0, 1) where none sees any.
 

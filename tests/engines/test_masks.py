@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from regard.engines.masks import CausalMask, Mask, PaddedMask, TensorMask, WindowMask, visible_range
+from regard.engines.masks import (
+    CausalMask,
+    Mask,
+    PaddedMask,
+    TensorMask,
+    WindowMask,
+    order_and_padding,
+    visible_range,
+)
 
 QUERIES, KEYS, BATCH = 7, 11, 3
 
@@ -119,3 +127,30 @@ def test_a_narrow_window_has_narrow_bounds():
 def test_the_visible_range_of_nothing_is_one_key():
     assert visible_range(torch.zeros(2, 1, 3, 5, dtype=torch.bool)) == (0, 1)
     assert visible_range(torch.eye(5, dtype=torch.bool)[None, None, 1:3]) == (1, 3)
+
+
+def test_order_and_padding_of_a_mask_are_read():
+    valid = torch.tensor([[False, True, True, True, True], [True, True, True, True, False]])
+    tril = torch.ones(3, 5, dtype=torch.bool).tril(2)[None, None]
+    for dense, causal in (
+        (tril & valid[:, None, None], True),
+        (valid[:, None, None].expand(-1, 1, 3, 5), False),
+    ):
+        floor = torch.finfo(torch.float32).min
+        for mask in (dense, torch.zeros(dense.shape).masked_fill(~dense, floor)):
+            found = order_and_padding(mask)
+            assert found is not None and found[0] is causal and torch.equal(found[1], valid)
+    assert order_and_padding(torch.ones(1, 1, 1, 4, dtype=torch.bool))[0] is False
+
+
+@pytest.mark.parametrize("what", ["window", "bias", "heads", "hole", "empty"])
+def test_masks_that_are_more_than_order_and_padding(what):
+    tril = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    masks = {
+        "window": tril & ~torch.ones_like(tril).tril(-3),
+        "bias": torch.where(tril, torch.randn(1, 1, 6, 6), torch.finfo(torch.float32).min),
+        "heads": torch.cat([tril, torch.ones_like(tril)], 1),
+        "hole": tril & ~torch.eye(6, dtype=torch.bool).roll(-1, 1)[None, None].flip(-1),
+        "empty": torch.ones(1, 1, 0, 6, dtype=torch.bool),
+    }
+    assert order_and_padding(masks[what]) is None
