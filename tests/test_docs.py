@@ -107,6 +107,20 @@ def test_links_lead_somewhere(page):
     assert missing == []
 
 
+def test_every_error_has_a_page_that_raises_it():
+    classes = [n for n, c in vars(regard.errors).items() if isinstance(c, type)]
+    folder = ROOT / "docs" / "errors"
+    assert sorted(p.stem for p in folder.glob("*.md")) == sorted([*classes, "README"])
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for name in classes:
+        assert f"[{name}]({name}.md)" in index
+        assert any(
+            f"except {way}{name}" in r.code
+            for r in recipes(folder / f"{name}.md")
+            for way in ("", "regard.errors.")
+        )
+
+
 def test_differences_are_seen():
     assert not list(differences("a 0.501 b\n", "a  0.500 b"))
     assert list(differences("a 0.60 b", "a 0.50 b"))
