@@ -166,8 +166,8 @@ def test_a_cache_can_be_reset_repeated_and_cut_to_a_selection(llama):
 def test_assisted_decoding_is_refused(llama):
     inputs = {k: v[:1] for k, v in prompt("llama", llama, "none").items()}
     with (
-        regard.swap(llama, LinearAttention()),
         pytest.raises(UnsupportedModel, match="generate without an assistant"),
+        regard.swap(llama, LinearAttention()),
     ):
         llama.generate(**inputs, max_new_tokens=8, assistant_model=FAMILIES["llama"].build(seed=3))
 
@@ -196,14 +196,14 @@ def test_a_sliding_window_is_refused():
 def test_what_it_cannot_honour_is_refused(name, words):
     model = FAMILIES[name].build()
     layers = ["text.1"] if name == "gpt-oss" else None
-    with regard.swap(model, LinearAttention(), layers), pytest.raises(UnsupportedModel, match=words):
+    with pytest.raises(UnsupportedModel, match=words), regard.swap(model, LinearAttention(), layers):
         outputs(model, {**FAMILIES[name].inputs(model), **({"use_cache": False} if name != "swin" else {})})
 
 
 def test_packed_sequences_are_refused(llama):
     ids = FAMILIES["llama"].inputs(llama)["input_ids"][:1]
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    with regard.swap(llama, LinearAttention()), pytest.raises(UnsupportedModel, match="a mask besides"):
+    with pytest.raises(UnsupportedModel, match="a mask besides"), regard.swap(llama, LinearAttention()):
         llama(input_ids=ids, position_ids=positions, use_cache=False)
 
 
