@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="regard study",
         description=__doc__,
-        epilog="Without a SLUG the studies are listed, with the outcomes found in --out.",
+        epilog="Without a SLUG the studies are listed, with what came out.",
     )
     parser.add_argument("slugs", nargs="*", metavar="SLUG", help="a study, or several")
     parser.add_argument("--all", action="store_true", help="run every study there is")
@@ -111,10 +111,11 @@ def _list(out: str | None) -> int:
     from regard.runtime.table import Table
     from regard.studies import all_studies, outcomes_in
 
-    folder = _outcomes_folder() if out is None else Path(out)
     if out is not None and not Path(out).is_dir():
         raise RegardError(f"--out: there is no folder {out} to read outcomes from.")
-    outcomes = {} if folder is None else outcomes_in(folder)
+    outcomes: dict[str, Outcome] = {}
+    for folder in _outcome_folders() if out is None else [Path(out)]:
+        outcomes |= outcomes_in(folder)
     known = all_studies()
     told = {slug: outcomes.get(slug) for slug in known}
     columns = {
@@ -127,9 +128,8 @@ def _list(out: str | None) -> int:
     return 0
 
 
-def _outcomes_folder() -> Path | None:
-    """Where outcomes are: those of the present folder's runs, or those that come with regard's source."""
+def _outcome_folders() -> list[Path]:
+    """Where outcomes are: those that come with regard's source, then those of runs in the present folder."""
     import regard
 
-    committed = Path(regard.__file__).parent.parent / "docs" / "results"
-    return next((folder for folder in (Path(OUT), committed) if folder.is_dir()), None)
+    return [Path(regard.__file__).parent.parent / "docs" / "results", Path(OUT)]

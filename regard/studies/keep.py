@@ -3,9 +3,9 @@
 A step's file is `OUT/SLUG.steps/STEP.json`, written whole or not at all. It carries a key, and is used again
 only by a run with the same key: the same study, step, size, seed, versions of Python, torch, transformers
 and numpy, processor and accelerator, and the same code. The code is all of regard, its data included, less
-the command line, the report, the catalogue and the other studies. In the study's own file everything counts
-but what comes after the steps (claims, quantities, measure, details, draw), so that a picture can be changed
-without running anything again.
+the command line, the report, the catalogue, the other studies and files named `*picture.py`. In the study's
+own file everything counts but what comes after the steps (claims, quantities, measure, details, draw), so
+that a picture can be changed without running anything again.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ def code_of(kind: type[Study]) -> str | None:
         if not path.is_file() or parts[0] in NOT_COUNTED or "__pycache__" in parts:
             continue
         content = path.read_bytes()
+        if parts[0] == "studies" and path.stem.endswith("picture"):
+            continue
         if parts[0] == "studies" and re.search(rb"^@study\(", content, re.MULTILINE):
             continue
         digest.update("/".join(parts).encode() + b"\0" + content + b"\0")

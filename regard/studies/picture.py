@@ -23,7 +23,7 @@ COLOURS = {
     "yellow": "#E69F00",
     "grey": "#7A7A7A",
 }
-SIZE = (12.0, 7.6)
+SIZE = (13.0, 8.0)
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -64,7 +64,7 @@ def save_picture(study: Study, outcome: Outcome, folder: Path) -> Path | None:
         figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
         study.draw(outcome, figure)
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=130, metadata={"Software": None})
+        figure.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
     write_bytes(path, drawn.getvalue())
     return path
 

@@ -102,7 +102,7 @@ def _one(x: Values) -> Estimate:
     value = float(x.mean())
     if len(x) == 1:
         return Estimate(value, None, None, "a single value")
-    if np.ptp(x) == 0:
+    if _all_equal(x):
         return Estimate(value, value, value, f"all {len(x)} values are equal")
     if len(x) < ENOUGH:
         interval = stats.ttest_1samp(x, 0.0).confidence_interval(LEVEL)
@@ -118,13 +118,18 @@ def _two(a: Values, b: Values) -> Estimate:
         return _one(a - b[0])
     if len(a) == 1:
         return _one(a[0] - b)
-    if np.ptp(a) == 0 and np.ptp(b) == 0:
+    if _all_equal(a) and _all_equal(b):
         return Estimate(value, value, value, f"all values are equal, {len(a)} and {len(b)}")
     sizes = f"{len(a)} and {len(b)} values"
     if min(len(a), len(b)) < ENOUGH:
         interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
         return Estimate(value, float(interval.low), float(interval.high), f"Welch's t, {sizes}")
     return Estimate(value, *_bootstrap((a, b), _difference), f"bootstrap, {sizes}")
+
+
+def _all_equal(x: Values) -> bool:
+    """Whether values differ by rounding at most, so that their spread says nothing."""
+    return bool(np.ptp(x) <= 1e-9 * np.abs(x).max())
 
 
 def _bootstrap(samples: tuple[Values, ...], statistic: Any) -> tuple[float, float]:

@@ -32,9 +32,9 @@ def test_a_study_writes_an_outcome_and_a_picture(dice, tmp_path):
     assert told["study"] == "dice" and told["command"] == "regard study dice --seed 3"
     assert told["claims"][0]["rules"][0]["text"] == "loaded − fair > 0.5 points"
     assert told["claims"][0]["paper"] == "1.2 points"
-    assert len(told["measures"]["loaded"]["values"]) == 12
+    assert len(told["measures"]["loaded"]["values"]) == 6
     assert {"processor", "cores", "threads"} <= set(told["machine"]) and "torch" in told["versions"]
-    assert len(told["steps"]) == 12 and told["seconds"] >= 0
+    assert len(told["steps"]) == 6 and told["seconds"] >= 0
     assert list(tmp_path.glob(".*")) == []
 
 
@@ -55,11 +55,11 @@ def test_a_quick_outcome_is_marked_and_never_replaces_a_full_one(dice, tmp_path)
 
 def test_finished_steps_are_not_run_again(dice, tmp_path):
     first = run("dice", out=tmp_path)
-    assert len(dice.ran) == 12
+    assert len(dice.ran) == 6
     assert lasting(run("dice", out=tmp_path)) == lasting(first)
-    assert len(dice.ran) == 12
+    assert len(dice.ran) == 6
     assert lasting(run("dice", out=tmp_path, resume=False)) == lasting(first)
-    assert len(dice.ran) == 24
+    assert len(dice.ran) == 12
 
 
 def test_a_run_that_was_stopped_goes_on(dice, tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_goes_on(dice, tmp_path, monkeypatch):
     assert not (tmp_path / "dice.json").exists() and not (tmp_path / "dice.png").exists()
     assert dice.ran == [0, 1, 2, 3, 4]
     outcome = run("dice", out=tmp_path)
-    assert dice.ran == list(range(12))
+    assert dice.ran == list(range(6))
     assert lasting(outcome) == lasting(run("dice", out=tmp_path / "whole"))
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_goes_on(dice, tmp_path, monkeypatch):
 def test_a_step_is_run_again_where_something_changed(dice, tmp_path, monkeypatch, change):
     run("dice", out=tmp_path)
     before, seed = len(dice.ran), 0
-    again = 12
+    again = 6
     path = tmp_path / "dice.steps" / "die-0.json"
     if change == "seed":
         seed = 1
@@ -146,7 +146,7 @@ def test_steps_do_not_depend_on_those_before(dice, tmp_path, monkeypatch):
     whole = run("dice", out=tmp_path)
     (tmp_path / "dice.steps" / "die-3.json").unlink()
     assert run("dice", out=tmp_path).measures == whole.measures
-    assert len(set(whole.measures["fair"]["values"])) == 12
+    assert len(set(whole.measures["fair"]["values"])) == 6
 
 
 def test_the_callers_random_state_is_left_alone(dice):

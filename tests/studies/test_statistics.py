@@ -62,6 +62,11 @@ def test_equal_values_have_an_interval_without_width(control):
     assert (found.low, found.high) == (1.0, 1.0)
 
 
+def test_values_that_differ_by_rounding_count_as_equal(recwarn):
+    found = contrast([1.0, 1.0 + 1e-15, 1.0], [0.5, 0.5, 0.5 - 1e-16])
+    assert found.low == found.high == found.value and len(recwarn) == 0
+
+
 def test_a_single_value_has_no_interval():
     assert (mean([2.0]).low, mean([2.0]).value) == (None, 2.0)
     assert contrast([2.0], [1.0]).low is None

@@ -12,7 +12,7 @@ from regard.studies import Claim, Quantity, Rule, Step, Study
 class Size:
     """How many dice are thrown, and how often each."""
 
-    dice: int = 12
+    dice: int = 6
     throws: int = 200
 
 
