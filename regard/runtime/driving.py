@@ -99,7 +99,8 @@ def _track_sdpa_sites(attachment: Attachment) -> list[Callable[[], None]]:
             attachment.current.append(site)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            attachment.current.pop()
+            if attachment.current:
+                attachment.current.pop()
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))
@@ -117,13 +118,12 @@ class _Driver:
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         from regard.runtime.function import SdpaMode
 
-        names = list(inspect.signature(original).parameters)
-        kwargs.update(zip(names, args, strict=False))
+        args, kwargs = _by_name(original, args, kwargs)
         attachment = self.attachment
         outer = attachment.run
         if attachment.generating is not None:
             attachment.generating.settle()
-        run = self._run_for(kwargs)
+        run = self._run_for(args, kwargs)
         attachment.run = attachment.last_run = run
         run.grows = attachment.generating is not None and attachment.generating.count > 0
         attachment.forwards += 1
@@ -133,7 +133,7 @@ class _Driver:
                 if defines(stage, "prepare"):
                     stage.prepare(run, kwargs)  # type: ignore[attr-defined]
             with SdpaMode(attachment) if self.sdpa else nullcontext():
-                output = original(**kwargs)
+                output = original(*args, **kwargs)
             cache = getattr(output, "past_key_values", None)
             if cache is not None and cache not in self.runs:
                 self._follow(cache, run)
@@ -159,7 +159,7 @@ class _Driver:
             if undo is not None:
                 undo()
 
-    def _run_for(self, kwargs: dict[str, Any]) -> Run:
+    def _run_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         cache = kwargs.get("past_key_values")
         run = None
         if cache is not None and hasattr(cache, "get_seq_length"):
@@ -170,6 +170,8 @@ class _Driver:
         run = run or Run()
         steps = self.attachment.generating
         config = getattr(self.attachment.root, "config", None)
+        if not run.fed:
+            run.first_args = args
         _feed(run, kwargs, bool(getattr(config, "is_encoder_decoder", False)))
         decoding = run.width == 1 if steps is None else steps.count > 0
         run.phase = "decode" if run.fed > 1 and decoding else "prefill"
@@ -227,6 +229,19 @@ def _listen(
         return None
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), steps])
     return steps
+
+
+def _by_name(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give positional arguments by name where they have one; what Python would refuse stays as it is."""
+    parameters = inspect.signature(function).parameters.values()
+    by_name = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    fixed = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters)
+    names = by_name[: len(args)]
+    if fixed or len(names) < len(args) or not kwargs.keys().isdisjoint(names):
+        return args, kwargs
+    return (), {**dict(zip(names, args, strict=True)), **kwargs}
 
 
 def _feed(run: Run, kwargs: dict[str, Any], encoder_decoder: bool) -> None:

@@ -24,7 +24,8 @@ class Run:
         grows: whether it holds tokens that `generate()` appended.
         role: what the names of its tokens and mask begin with: `decoder_` in an encoder-decoder.
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
-        kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first.
+        kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first, and
+            `first_args` what the model takes by position only.
         fed: how many forwards belong to this run so far; `width` is how many tokens the current one is fed.
         seen: how many positions stood in the cache before the current forward, `first_seen` before the first;
             None where that is unknown: there is no cache, or one that does not tell.
@@ -43,6 +44,7 @@ class Run:
         self.grows = False
         self.kwargs: dict[str, Any] = {}
         self.encoder_ids: torch.Tensor | None = None
+        self.first_args: tuple[Any, ...] = ()
         self.first_kwargs: dict[str, Any] = {}
         self.fed = 0
         self.width = 0

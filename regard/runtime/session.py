@@ -203,7 +203,7 @@ class Session:
         edits = self._outer_edits if self._attachment is None else attachment.edits
         try:
             with torch.no_grad(), attachment.aside(edits, [keeper], run):
-                self.root(**run.repeatable(inspect.signature(self.root.forward).parameters))
+                self.root(*run.first_args, **run.repeatable(inspect.signature(self.root.forward).parameters))
         finally:
             close_attachment(attachment)
         kept = keeper.tally.get("weights").get(site.alias)
