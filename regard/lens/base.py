@@ -169,9 +169,9 @@ class SequenceLens(Measure):
         """Add to `tally` what `state` says of sequences that have ended; `state` is left as it is."""
         raise NotImplementedError
 
-    def state(self, run: Run, place: Place) -> dict[str, Any]:
+    def state(self, run: Run, place: Place, part: int = 0) -> dict[str, Any]:
         """Return the state of this lens for a place in a run; what is kept in it is folded at the end."""
-        state = run.state(self, place)
+        state = run.state(self, place, part)
         if not state:
             state["open"] = True
             self.tally.open(run, place, state)  # type: ignore[attr-defined]

@@ -103,10 +103,10 @@ class ColumnMass(SequenceLens):
             raise RegardError(f"bins is {self.bins}, and must be at least 2.")
 
     def weights(self, block: RowBlock) -> None:
-        note_columns(self.state(block.run, block.site), block, None)
+        note_columns(self.state(block.run, block.site, block.call.part), block, None)
 
     def end_call(self, call: Call) -> None:
-        add_columns(self.state(call.run, call.site), call)
+        add_columns(self.state(call.run, call.site, call.part), call)
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "mass" not in state:

@@ -215,11 +215,11 @@ class Patterns(SequenceLens):
     def wants(self, call: Call) -> Wanted | None:
         if self.heads is not None and call.site.alias not in self.chosen:
             return None
-        state = call.run.state(self, call.site)
+        state = call.run.state(self, call.site, call.part)
         if "skipped" in state or ("grid" not in state and self._kept(call) >= self.sequences):
             return None
         if self.heads is None and _longest(call) > (self.max_tokens or 0):
-            state = self.state(call.run, call.site)
+            state = self.state(call.run, call.site, call.part)
             state.pop("grid", None)
             state["skipped"] = call.q.shape[0]
             return None
@@ -232,7 +232,7 @@ class Patterns(SequenceLens):
         return opened + len(Tally.get(tally, "weights").get(alias, ()))
 
     def weights(self, block: RowBlock) -> None:
-        state = self.state(block.run, block.site)
+        state = self.state(block.run, block.site, block.call.part)
         call = block.call
         weights = _selected(block, self.chosen.get(block.site.alias))
         if "grid" not in state:
@@ -258,7 +258,7 @@ class Patterns(SequenceLens):
                 grid.add(b, part, row + rows.start, key + keys.start)
 
     def end_call(self, call: Call) -> None:
-        state = call.run.state(self, call.site)
+        state = call.run.state(self, call.site, call.part)
         ids = tokens_of(call)
         if "grid" in state and ids is not None:
             state["tokens"] = ids

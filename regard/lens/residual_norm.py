@@ -109,7 +109,7 @@ class ResidualNorm(SequenceLens):
 
     definition = "norm of the residual stream after each block; peak: first token / largest other"
     source = "Guo et al. 2024, arXiv 2410.13835"
-    needs = "no block of the model was run"
+    needs = "no block of the model handed on hidden states [B, T, D]"
 
     kind: str | None = None
 

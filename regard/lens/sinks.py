@@ -115,7 +115,7 @@ class Sinks(SequenceLens):
         return first_rows(call, self.length)
 
     def weights(self, block: RowBlock) -> None:
-        state = self.state(block.run, block.site)
+        state = self.state(block.run, block.site, block.call.part)
         note_columns(state, block, self.length, self.proxy)
         call = block.call
         if "own" not in state:
@@ -127,7 +127,7 @@ class Sinks(SequenceLens):
             _add_own(state, block, self.position, self.proxy)
 
     def end_call(self, call: Call) -> None:
-        state = self.state(call.run, call.site)
+        state = self.state(call.run, call.site, call.part)
         add_columns(state, call)
         later = call.query_positions >= (0 if call.site.cross or not call.causal else self.position)
         if self.length is not None:

@@ -48,7 +48,7 @@ class ValueNorm(SequenceLens):
         return None if call.site.cross else EVERYTHING
 
     def inputs(self, call: Call) -> None:
-        state = self.state(call.run, call.site)
+        state = self.state(call.run, call.site, call.part)
         start = call.q_offset - call.kv_offset
         values = call.v[:, :, start : start + call.query_length]
         norms = projected_norms(values, head_grams(self.anatomy(), call))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from regard.runtime.run import Run
 from regard.runtime.site import Site
 from regard.runtime.steps import Steps
 
+T = TypeVar("T", bound=Stage)
 BY_MODULE: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
 
 
@@ -67,9 +68,8 @@ class Attachment:
         self.points.refresh()
 
     def remove(self, edits: list[Edit], lenses: list[Lens]) -> None:
-        self.edits = [e for e in self.edits if all(e is not x for x in edits)]
-        self.served -= {id(edit) for edit in edits}
-        self.lenses = [e for e in self.lenses if all(e is not x for x in lenses)]
+        self.edits, self.lenses = _without(self.edits, edits), _without(self.lenses, lenses)
+        self.served &= {id(edit) for edit in self.edits}
         self.points.refresh()
 
     @contextmanager
@@ -126,6 +126,16 @@ class Attachment:
         alone = Run()
         alone.spans = self.spans
         return alone
+
+
+def _without(stages: list[T], gone: Sequence[T]) -> list[T]:
+    """Return `stages` without one of each of `gone`, the last: an edit may be open in two sessions."""
+    kept = list(stages)
+    for stage in reversed(gone):
+        places = [i for i, s in enumerate(kept) if s is stage]
+        if places:
+            del kept[places[-1]]
+    return kept
 
 
 def in_backward() -> bool:

@@ -34,6 +34,8 @@ class Call(AttentionInputs):
         causal: whether a row may not see later keys.
         head_outputs: [B, H, T, Dv], set after the mixing of values, before the output projection.
         index: 0 for the first call of this site in this forward, and so on.
+        part: tells the sequences of a site apart where a run has several: images that are one call each.
+            Calls of the same part are of the same sequences, as in decoding.
         main: the kind of site that a bare layer number means.
         q_offset, kv_offset: absolute positions of the first query and the first key, padding counted.
         plain: whether the mask is nothing but causal order, or everything, and padding.
@@ -47,6 +49,7 @@ class Call(AttentionInputs):
     causal: bool = False
     head_outputs: Tensor | None = None
     index: int = 0
+    part: int = 0
     main: str = "text"
     q_offset: int = 0
     kv_offset: int = 0

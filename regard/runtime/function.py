@@ -11,7 +11,7 @@ from transformers.utils import output_capturing
 from regard.runtime import pipeline
 from regard.runtime.anatomy import lone_site
 from regard.runtime.attachment import BY_MODULE, Attachment, in_backward
-from regard.runtime.call import Call, call_from_interface
+from regard.runtime.call import CACHED, Call, call_from_interface
 from regard.runtime.permanent import permanent_edits
 from regard.runtime.protocol import Edit, Lens
 from regard.runtime.run import Run
@@ -77,6 +77,9 @@ def _number(call: Call, attachment: Attachment | None) -> None:
     alias = call.site.alias
     call.index = call.run.calls.get(alias, 0)
     call.run.calls[alias] = call.index + 1
+    total = call.run.totals.get(alias, 0)
+    call.run.totals[alias] = total + 1
+    call.part = call.index if call.site.cross or call.site.kind in CACHED else total
     call.main = attachment.anatomy.main if attachment is not None else call.site.kind
 
 

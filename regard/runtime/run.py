@@ -29,7 +29,7 @@ class Run:
         fed: how many forwards belong to this run so far; `width` is how many tokens the current one is fed.
         seen: how many positions stood in the cache before the current forward, `first_seen` before the first;
             None where that is unknown: there is no cache, or one that does not tell.
-        calls: how often each site was called in the current forward.
+        calls: how often each site was called in the current forward, `totals` in all of them.
     """
 
     def __init__(self) -> None:
@@ -51,17 +51,18 @@ class Run:
         self.seen: int | None = None
         self.first_seen: int | None = None
         self.calls: dict[str, int] = {}
-        self._states: dict[tuple[int, str], dict[str, Any]] = {}
+        self.totals: dict[str, int] = {}
+        self._states: dict[tuple[int, str, int], dict[str, Any]] = {}
         self._owners: dict[int, Any] = {}
 
-    def state(self, owner: Any, site: Any = None) -> dict[str, Any]:
-        """Return the dict that `owner` keeps for `site` in this run.
+    def state(self, owner: Any, site: Any = None, part: int = 0) -> dict[str, Any]:
+        """Return the dict that `owner` keeps for `site` in this run; `part` as in `Call.part`.
 
         Tensors in it whose first dimension is the batch are reordered with the beams; everything is
         gone with the run.
         """
         self._owners[id(owner)] = owner
-        return self._states.setdefault((id(owner), site.alias if site is not None else ""), {})
+        return self._states.setdefault((id(owner), site.alias if site is not None else "", part), {})
 
     def reorder(self, index: torch.Tensor) -> None:
         """Follow the beams: sequence i continues what was sequence `index[i]`."""

@@ -7,6 +7,7 @@ from transformers import LlamaForCausalLM
 import regard
 from regard.errors import NoSuchSite, NothingObserved, RegardError
 from regard.runtime import Lens, Point
+from regard.runtime.edits import ScaleHeads
 from tests.support.families import FAMILIES
 from tests.support.stages import Misplaced, Rows, Sharper, run, state
 
@@ -74,6 +75,23 @@ def test_an_outer_session_may_end_first(llama):
     with regard.steer(llama, Sharper(3.0), Rows()):
         assert torch.equal(run(llama), left)
     assert state(llama) == before
+
+
+@pytest.mark.parametrize("first", ["inner", "outer"])
+def test_one_edit_in_two_sessions_applies_twice_and_then_once(llama, first):
+    edit = ScaleHeads({(0, 1): 0.5})
+    logits = []
+    for factor in (0.25, 0.5, 1.0):
+        with regard.steer(llama, ScaleHeads({(0, 1): factor})):
+            logits.append(run(llama))
+    sessions = {"outer": regard.steer(llama, edit), "inner": regard.steer(llama, edit)}
+    for session in sessions.values():
+        session.__enter__()
+    torch.testing.assert_close(run(llama), logits[0])
+    sessions.pop(first).__exit__(None, None, None)
+    torch.testing.assert_close(run(llama), logits[1])
+    next(iter(sessions.values())).__exit__(None, None, None)
+    torch.testing.assert_close(run(llama), logits[2])
 
 
 def test_an_inner_session_leaves_the_outer_spans(llama):

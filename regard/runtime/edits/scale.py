@@ -163,16 +163,14 @@ class ScaleHeads(Edit):
         keep = keep.expand(x.shape[0], -1)
         total = torch.einsum("bhtd,bt->bhd", x, keep)
         count = keep.sum(1)
-        state = call.run.state(self, call.site)
-        key = f"{call.index}"
-        if state.get(f"forward {key}") != call.run.fed:
-            state[f"before {key}"] = state.get(f"sum {key}")
-            state[f"count before {key}"] = state.get(f"count {key}")
-            state[f"forward {key}"] = call.run.fed
-        before = state[f"before {key}"]
+        state = call.run.state(self, call.site, call.part)
+        if state.get("forward") != call.run.fed:
+            state["before"], state["count before"] = state.get("sum"), state.get("count")
+            state["forward"] = call.run.fed
+        before = state["before"]
         if before is not None and before.shape == total.shape:
-            total, count = total + before, count + state[f"count before {key}"]
-        state[f"sum {key}"], state[f"count {key}"] = total.detach(), count
+            total, count = total + before, count + state["count before"]
+        state["sum"], state["count"] = total.detach(), count
         return (total / count.clamp_min(1)[:, None, None]).to(call.head_outputs.dtype)
 
 
