@@ -50,6 +50,17 @@ class Grid:
         if self.largest is not None:
             self.largest[place] = torch.maximum(self.largest[place], largest)
 
+    def cut(self, sequence: int, row: int) -> None:
+        """Forget the rows from `row` on, as a cropped cache does; a bin that had others too is NaN."""
+        first = row // self.width
+        for kept in (self.total, self.largest):
+            if kept is None:
+                continue
+            kept[sequence, :, first:] = 0
+            if row % self.width:
+                kept[sequence, :, first] = torch.nan
+        self.rows[sequence] = row
+
     def follow(self, order: Tensor) -> bool:
         """Let sequence i continue what was sequence `order[i]`; False where that one was not kept."""
         source = order[: len(self)].tolist()

@@ -45,7 +45,8 @@ class Pattern:
     Attributes:
         heads: query heads, in the order of the first dimension below.
         weights: float32 [heads, rows, keys]; pooled where `width` is above 1. Rows that the lens did not see,
-            as their tokens were in a cache before the session, are NaN.
+            as their tokens were in a cache before the session, are NaN. Where a cache was cropped, as by
+            assisted decoding, rows of the old tokens are forgotten; a bin that held others too is NaN.
         peaks: the largest single weight in each bin, same shape; equal to `weights` where exact.
         width: positions in a bin.
         tokens: token ids of the keys, int64 [S], or None where the site sees no tokens.
@@ -255,6 +256,8 @@ class Patterns(SequenceLens):
                 keys = slice(real[0], real[-1] + 1) if real else slice(0, 0)
             part = weights[b, :, rows, keys]
             if part.numel():
+                if row + rows.start < grid.rows[b]:
+                    grid.cut(b, row + rows.start)
                 grid.add(b, part, row + rows.start, key + keys.start)
 
     def end_call(self, call: Call) -> None:

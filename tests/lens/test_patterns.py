@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 import regard
 from regard.errors import NoSuchSite, NothingObserved, RegardError
@@ -85,6 +86,37 @@ def test_a_pattern_that_outgrows_its_grid_while_decoding(llama):
     found = seen[Patterns].pattern("text.0")
     assert found.width == 4 and found.weights.shape == (1, 5, 5)
     torch.testing.assert_close(found.weights.sum(-1), torch.ones(1, 5))
+
+
+@pytest.mark.parametrize("most", [32, 8], ids=["exact", "pooled"])
+def test_rows_of_a_cropped_cache_are_forgotten(llama, most):
+    ids = torch.arange(5, 25)[None]
+    lens = Patterns(heads=[(1, 2)], max_tokens=most)
+    cache = DynamicCache(config=llama.config)
+    with torch.no_grad(), regard.watch(llama, lens) as seen:
+        llama(ids[:, :10], past_key_values=cache)
+        llama(ids[:, :7].flip(1), past_key_values=cache)
+        cache.crop(-7)
+        llama(ids[:, 10:], past_key_values=cache)
+    with torch.no_grad(), regard.watch(llama, lens) as whole:
+        llama(ids)
+    found, expected = (s[Patterns].pattern("text.1").weights[0] for s in (seen, whole))
+    unknown = found.isnan()
+    assert unknown.any() == (most == 8) and unknown.all(1).sum() <= 1
+    torch.testing.assert_close(found[~unknown], expected[~unknown], rtol=1e-4, atol=1e-5)
+    assert torch.equal(seen[Patterns].tokens("text.1"), ids[0])
+
+
+@pytest.mark.real
+def test_drafts_that_are_rejected_leave_no_rows(smollm):
+    model, tokenizer = smollm
+    prompt = tokenizer("The keeper wrote one line a day. The keeper wrote one", return_tensors="pt")
+    found = []
+    for options in ({"prompt_lookup_num_tokens": 3}, {}):
+        with torch.no_grad(), regard.watch(model, Patterns(heads=[(3, 1)])) as seen:
+            model.generate(**prompt, max_new_tokens=8, do_sample=False, **options)
+        found.append(seen[Patterns].weights("text.3", 1))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_kept_patterns_plot_and_save(llama, tmp_path):
