@@ -17,7 +17,7 @@ def kinds():
     """For each kind of system, what one of its public names must be."""
     from torch import nn
 
-    from regard.attention.mechanism import Spec
+    from regard.attention.registry import Spec
     from regard.runtime.protocol import Edit, Lens
 
     return {
