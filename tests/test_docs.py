@@ -7,12 +7,14 @@ import io
 import math
 import pkgutil
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import regard
+from regard.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,24 +26,34 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 @dataclass(frozen=True)
 class Recipe:
-    """A python block, the line it starts on, and the `text` block right after it, if there is one."""
+    """A block to run, the line it starts on, and the `text` block right after it, if there is one."""
 
     code: str
     line: int
     printed: str | None
+    shell: bool = False
+
+    def run(self, page, names):
+        """Run it; a block of commands is given to `regard` line by line."""
+        if not self.shell:
+            exec(compile("\n" * self.line + self.code, str(page), "exec"), names)
+            return
+        for command in self.code.strip().splitlines():
+            assert main(shlex.split(command)[1:]) == 0, command
 
 
 def recipes(page):
-    """The python blocks of a page, in order."""
+    """The python blocks of a page and those of `regard inspect`, in order."""
     text = page.read_text(encoding="utf-8")
     blocks = list(FENCE.finditer(text))
     for block, after in zip(blocks, [*blocks[1:], None], strict=False):
-        if block[1] != "python":
+        shell = block[1] == "bash" and block[2].startswith("regard inspect ")
+        if block[1] != "python" and not shell:
             continue
         follows = after is not None and after[1] == "text"
         follows = follows and not text[block.end() : after.start()].strip()
         line = text[: block.start()].count("\n") + 1
-        yield Recipe(block[2], line, after[2] if follows else None)
+        yield Recipe(block[2], line, after[2] if follows else None, shell)
 
 
 def differences(shown, printed):
@@ -70,7 +82,7 @@ def test_recipes_run(page, tmp_path, monkeypatch, registries):
         out = io.StringIO()
         place = f"{page.name}, line {recipe.line}"
         with contextlib.redirect_stdout(out):
-            exec(compile("\n" * recipe.line + recipe.code, str(page), "exec"), names)
+            recipe.run(page, names)
         if recipe.printed is not None:
             wrong += [f"{place}:\n{d}" for d in differences(recipe.printed, out.getvalue())]
     assert not wrong, "\n\n".join(wrong)
