@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -99,8 +100,11 @@ def test_json_and_csv_agree_on_the_probe(models, regard, tmp_path):
 
 
 def test_pooled_patterns_keep_their_peaks(models, regard, monkeypatch):
-    monkeypatch.setattr("regard.cli.looking.Patterns", lambda **options: Patterns(max_tokens=8, **options))
-    monkeypatch.setattr("regard.cli.looking.isinstance", lambda *_: False, raising=False)
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Pooled(Patterns):
+        max_tokens: int | None = 8
+
+    monkeypatch.setattr("regard.cli.looking.Patterns", Pooled)
     words = ["--lens", "patterns", "--heads", "1.2", "--json", "-"]
     _, out, _ = regard("inspect", models / "llama", "--text", TEXT, *words)
     (told,) = json.loads(out)["on_text"]["patterns"]["patterns"]
