@@ -11,7 +11,7 @@ def lines_per_file(root):
     """Lines of every source file under the project's folders."""
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".py", ".js", ".css"}:
+            if path.suffix in {".py", ".js", ".css", ".html"}:
                 yield path.relative_to(root), len(path.read_text(encoding="utf-8").splitlines())
 
 

@@ -15,6 +15,7 @@ from regard.errors import NoSuchSite, RegardError
 TEXT_FILE = re.compile(r"\S+\.(txt|md|py|json|csv|html|tex)|\S*/\S*")
 DEEPEST = 10_000
 STANDARD = Path("-")
+PAGE = "regard-report.html"
 
 
 def read_text(given: str | None) -> tuple[str, str]:
@@ -165,6 +166,30 @@ def check_outputs(json: str | None, csv: str | None) -> tuple[Path | None, Path 
         place = "standard output" if first == STANDARD else str(first)
         raise RegardError(f"--json and --csv both name {place}; give two files.")
     return first, second
+
+
+def check_report(given: str | None, none: bool, others: tuple[Path | None, ...]) -> Path | None:
+    """Return where the page goes, None where none is wanted; refuse what cannot be written to.
+
+    Raises:
+        RegardError: naming the option and what is wrong.
+    """
+    if none:
+        if given is not None:
+            raise RegardError("--report and --no-report exclude each other; give one.")
+        return None
+    if given == "-":
+        raise RegardError("--report writes a page to a file, and `-` is none; give a file or --no-report.")
+    try:
+        path = _check_output(given or PAGE, "--report")
+    except RegardError as error:
+        if given is not None:
+            raise
+        raise RegardError(f"{error} Give another file, or --no-report.") from None
+    assert path is not None
+    if any(path.resolve() == other.resolve() for other in others if other is not None):
+        raise RegardError(f"--report and another option both name {path}; give two files.")
+    return path
 
 
 def _check_output(given: str | None, option: str) -> Path | None:

@@ -29,6 +29,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE|-", help="write all numbers as JSON")
     parser.add_argument("--csv", metavar="FILE|-", help="write one line a head as CSV")
+    parser.add_argument(
+        "--report", metavar="FILE", help="where to write the page to look at (default: regard-report.html)"
+    )
+    parser.add_argument("--no-report", action="store_true", help="write no page")
     parser.add_argument("--device", help="such as cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", help="such as float32 or bfloat16 (default: float32)")
     parser.set_defaults(run=run)
@@ -40,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
     text, origin = given.read_text(options.text)
     layers, heads = given.parse_layers(options.layers), given.parse_heads(options.heads)
     json_path, csv_path = given.check_outputs(options.json, options.csv)
+    report = given.check_report(options.report, options.no_report, (json_path, csv_path))
     with busy("Starting"):
-        from regard.cli import looking, shown, written
+        from regard.cli import looking, paging, shown, written
     if options.model is None and options.lens:
         _check_not_a_model(options.lens[-1])
     lenses = looking.chosen_lenses(options.lens, heads)
@@ -49,13 +54,17 @@ def run(options: argparse.Namespace) -> int:
         raise RegardError(f"--csv has one line a head, and {' and '.join(lenses)} has no numbers per head.")
     named = options.lens is not None
     look = looking.Look.of(options.model, text, origin, layers, options.dtype, options.device, lenses)
-    main, probe = look.at_text(lenses, layers, named), look.at_probe(lenses, layers)
+    opened = lenses if report is None else paging.recording(lenses)
+    main, probe = look.at_text(opened, layers, named), look.at_probe(opened, layers)
+    if report is not None:
+        with busy(f"Writing {report}"):
+            paging.write(report, look, lenses, main, probe)
     if json_path is not None:
         _write(json_path, written.as_json(look, main, probe))
     if csv_path is not None:
         _write(csv_path, written.as_csv(main, probe))
     if given.STANDARD not in (json_path, csv_path):
-        shown.print_look(look, main, probe, all_maps=named)
+        shown.print_look(look, main, probe, all_maps=named, report=report)
     return 0
 
 

@@ -24,6 +24,7 @@ from regard.weights.device import check_device, check_dtype
 from regard.weights.quiet import busy
 
 PROBE_LENGTH, PROBE_SEED = 50, 0
+RECORDER = "report"
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
 NOT_BY_DEFAULT = ("patterns", "column-mass")
 NOT_PER_HEAD = ("patterns", "residual-norm")
@@ -162,8 +163,8 @@ class Look:
 
         The control that natural text lacks: nothing but repetition can tell what comes next.
         """
-        chosen = {name: lens for name, lens in lenses.items() if name in PROBE_LENSES}
-        if not chosen or self.probe_length < 2:
+        chosen = {name: lens for name, lens in lenses.items() if name in (*PROBE_LENSES, RECORDER)}
+        if not any(name in PROBE_LENSES for name in chosen) or self.probe_length < 2:
             return {}
         generator = torch.Generator().manual_seed(PROBE_SEED)
         size = min(self.known, len(self.tokenizer))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from regard.cli.findings import FINDINGS, PROBE_FINDINGS
 from regard.cli.grid import PLAIN_SHADES, SHADES, grid
-from regard.cli.looking import Look
+from regard.cli.looking import PROBE_LENSES, Look
 from regard.cli.page import Page
+from regard.lens import LENSES
 from regard.runtime.head_table import HeadTable
 
 MAPS = {
@@ -23,7 +24,9 @@ MAPS = {
 }
 
 
-def print_look(look: Look, main: dict[str, Any], probe: dict[str, Any], all_maps: bool) -> None:
+def print_look(
+    look: Look, main: dict[str, Any], probe: dict[str, Any], all_maps: bool, report: Path | None = None
+) -> None:
     """Print what was found.
 
     Args:
@@ -31,22 +34,26 @@ def print_look(look: Look, main: dict[str, Any], probe: dict[str, Any], all_maps
         main: results on the text, by name of the lens.
         probe: results on the random tokens.
         all_maps: show the map of every lens, rather than that of the first there is.
+        report: where the page to look at was written, if it was.
     """
     page = Page()
     page.line(_headline(look))
     page.line()
     page.line(f"On {look.origin} ({look.tokens} tokens)", "bold")
     for name, result in main.items():
-        _say(page, name, result, FINDINGS.get(name), name in probe)
+        _say(page, name, result, name in probe)
     if probe:
         page.line()
         page.line(f"On {look.probe_words}", "bold")
     for name, result in probe.items():
-        for sentence in PROBE_FINDINGS[name](result):
-            page.sentence(sentence)
+        for finding in LENSES[name].findings(result):
+            page.sentence(finding.text)
     maps = [name for name in (*MAPS, *main) if name in main and heads_of(main[name]) is not None]
     for name in list(dict.fromkeys(maps))[: None if all_maps else 1]:
         _map(page, name, heads_of(probe.get(name, main[name])), name in probe)
+    if report is not None:
+        page.line()
+        page.line(f"Open {report} in a browser to see every head.")
     page.show()
 
 
@@ -62,12 +69,12 @@ def _headline(look: Look) -> Any:
     return Text.assemble((look.name, "bold"), f", {look.size}")
 
 
-def _say(page: Page, name: str, result: Any, findings: Any, probed: bool) -> None:
+def _say(page: Page, name: str, result: Any, probed: bool) -> None:
     """The sentences of a lens; the rows themselves, of one that has neither sentences nor a map."""
-    if findings is not None:
-        for sentence in findings(result):
-            page.sentence(sentence)
-    elif not probed and heads_of(result) is None:
+    findings = () if name in PROBE_LENSES else LENSES[name].findings(result)
+    for finding in findings:
+        page.sentence(finding.text)
+    if not findings and not probed and heads_of(result) is None:
         page.sentence(f"{name}:")
         for line in str(result.table).splitlines():
             page.line(f"  {line}")

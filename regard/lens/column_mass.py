@@ -28,6 +28,7 @@ from regard.lens.columns import add_columns, aligned, note_columns
 from regard.lens.registry import lens
 from regard.runtime.call import Call
 from regard.runtime.head_table import HeadTable
+from regard.runtime.panels import LinePanel, MapPanel
 from regard.runtime.table import Table
 from regard.runtime.tally import Tally
 
@@ -70,6 +71,29 @@ class ColumnMassResult:
     def plot(self, column: str | None = None, path: str | Path | None = None) -> Figure:
         """Draw a column of `heads` as a heat map; see `HeadTable.plot`."""
         return self.heads.plot(column, path)
+
+    def panels(self) -> tuple[MapPanel | LinePanel, ...]:
+        """Return the map of heads, and a line over positions for each width of bins."""
+        lines = []
+        for width in sorted(set(self.widths.values())):
+            sites = [self.mass[a] for a in self.mass if self.widths[a] == width]
+            bins = max(x.shape[1] for x in sites)
+            heads = np.concatenate(
+                [np.pad(x, ((0, 0), (0, bins - x.shape[1])), constant_values=np.nan) for x in sites]
+            )
+            seen = np.isfinite(heads).any(0)
+            heads = np.where(seen, heads, 0.0)
+            mean, most = (np.where(seen, f(heads, 0), np.nan) for f in (np.nanmean, np.nanmax))
+            lines.append(
+                LinePanel(
+                    title="Attention received, by position", x=[b * width for b in range(bins)],
+                    lines={"largest of all heads": most.tolist(), "mean over heads": mean.tolist()},
+                    x_label="position" + (f", in bins of {width}" if width > 1 else ""),
+                    y_label="attention received", log=True,
+                    note=f"{ColumnMass.definition} ({ColumnMass.source})",
+                )
+            )  # fmt: skip
+        return (*self.heads.panels(), *lines)
 
     def save(self, path: str | Path) -> None:
         """Write `heads` as JSON; see `HeadTable.save`."""

@@ -19,8 +19,11 @@ from torch import Tensor
 from regard.engines.rows import RowBlock
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
+from regard.lens.sentences import head
 from regard.lens.visible import Visible, visible
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
+from regard.runtime.head_table import HeadTable
 
 
 @lens("entropy")
@@ -48,3 +51,14 @@ class Entropy(RowMeans):
         rows = torch.stack(torch.broadcast_tensors(keep, share, several))
         rows = rows.expand(-1, entropy.shape[0], -1)
         return torch.einsum("bhr,cbr->ch", entropy, rows[:2]), rows[::2].sum((1, 2))[:, None]
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        low, high = result.top("normalised", 1, largest=False), result.top("normalised", 1)
+        if not low:
+            return ()
+        said = (
+            f"The most focused head is {head(low[0])}, at {low[0][2]:.0%} of the greatest possible entropy; "
+        )
+        said += f"the most even is {head(high[0])}, at {high[0][2]:.0%}."
+        return (Finding(said, (low[0][:2], high[0][:2]), "entropy"),)

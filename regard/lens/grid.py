@@ -38,8 +38,7 @@ class Grid:
             self._widen()
         self._reach(-(-rows // self.width), -(-keys // self.width))
         first_row, first_key = row // self.width, key // self.width
-        part = _to_bins(part, row, key, self.width)
-        total, largest = _pooled(part, self.width)
+        total, largest = _pooled(part, self.width, row, key)
         place = (
             sequence,
             slice(None),
@@ -93,9 +92,8 @@ class Grid:
     def _widen(self) -> None:
         if self.largest is None:
             self.largest = self.total
-        odd = (0, self.total.shape[3] % 2, 0, self.total.shape[2] % 2)
-        self.total = _pooled(F.pad(self.total, odd), 2)[0]
-        self.largest = _pooled(F.pad(self.largest, odd), 2)[1]
+        self.total = _pooled(self.total, 2)[0]
+        self.largest = _pooled(self.largest, 2)[1]
         self.width *= 2
 
     def _reach(self, rows: int, keys: int) -> None:
@@ -112,18 +110,18 @@ class Grid:
         self.largest = None if self.largest is None else F.pad(self.largest, more)
 
 
-def _to_bins(part: Tensor, row: int, key: int, width: int) -> Tensor:
-    """Put zeros around `part` so that it begins and ends where bins do."""
-    if width == 1:
-        return part
-    top, left = row % width, key % width
-    return F.pad(part, (left, -(left + part.shape[2]) % width, top, -(top + part.shape[1]) % width))
+def _pooled(x: Tensor, width: int, row: int = 0, key: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the sums and the largest of [..., R, K], whose first row and key stand at `row` and `key`.
 
-
-def _pooled(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return the sums and the largest of [..., R, K] over bins of `width` by `width`."""
+    Zeros fill the bins of `width` that it begins and ends in. Keys go first, to keep what is padded small.
+    """
     if width == 1:
         return x, x
-    bins = x.unflatten(-1, (-1, width))
-    total, largest = bins.sum(-1), bins.amax(-1)
-    return total.unflatten(-2, (-1, width)).sum(-2), largest.unflatten(-2, (-1, width)).amax(-2)
+    bins = _bins(x, key, width)
+    total, largest = (_bins(part.mT, row, width) for part in (bins.sum(-1), bins.amax(-1)))
+    return total.sum(-1).mT, largest.amax(-1).mT
+
+
+def _bins(x: Tensor, first: int, width: int) -> Tensor:
+    """Return [..., N] in bins, [..., bins, width]."""
+    return F.pad(x, (first % width, -(first + x.shape[-1]) % width)).unflatten(-1, (-1, width))

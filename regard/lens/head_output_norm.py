@@ -16,8 +16,10 @@ from typing import Any
 from regard.lens.base import Measure, head_table
 from regard.lens.projected import head_grams, projected_norms
 from regard.lens.registry import lens
+from regard.lens.sentences import largest
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
 
 
@@ -58,3 +60,8 @@ class HeadOutputNorm(Measure):
         norm, largest = self.tally.get("norm"), self.tally.get("largest")
         values = {alias: {"norm": norm[alias], "largest": largest[alias]} for alias in norm}
         return head_table(HeadTable, self, values)
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        words = "The head that writes most is {}, with a mean norm of {}"
+        return largest(result, "norm", words, "head-output-norm")

@@ -19,7 +19,10 @@ from regard.engines.rows import RowBlock
 from regard.lens.base import RowMeans
 from regard.lens.matches import Matches, match_mass, match_total, tokens_of
 from regard.lens.registry import lens
+from regard.lens.sentences import strongest
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
+from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import EVERYTHING, Wanted
 
 
@@ -46,3 +49,7 @@ class Induction(RowMeans):
 
     def total(self, call: Call, parts: list[tuple[Tensor, Matches]]) -> tuple[Tensor, Tensor]:
         return match_total(parts)
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        return strongest(result, "what followed the same token earlier", "induction")

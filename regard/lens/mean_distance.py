@@ -20,7 +20,10 @@ from regard.engines.stats import masked_mass
 from regard.lens.base import RowMeans
 from regard.lens.columns import call_columns
 from regard.lens.registry import lens
+from regard.lens.sentences import largest
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
+from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import EVERYTHING, Wanted
 
 
@@ -64,3 +67,8 @@ class MeanDistance(RowMeans):
         keys = torch.arange(columns.shape[-1], device=rows.device, dtype=rows.dtype)
         keys += call.kv_offset - call.q_offset
         return (rows @ queries - columns @ keys)[None], rows.sum(-1)[None]
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        words = "The head that looks furthest is {}, {} tokens away on average"
+        return largest(result, "distance", words, "mean-distance")

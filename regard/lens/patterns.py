@@ -28,6 +28,7 @@ from regard.lens.matches import tokens_of
 from regard.lens.registry import lens
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
+from regard.runtime.panels import PatternPanel
 from regard.runtime.protocol import Wanted
 from regard.runtime.table import Table
 from regard.runtime.tally import Tally
@@ -144,6 +145,24 @@ class KeptPatterns:
             except (OSError, ValueError) as failure:
                 raise RegardError(f"cannot write {path}: {failure}.") from failure
         return figure
+
+    def panels(self) -> tuple[PatternPanel, ...]:
+        """Return every pattern kept, one panel a head and sequence."""
+        found = []
+        for site, patterns in self.kept.items():
+            for number, p in enumerate(patterns):
+                ids = None if p.tokens is None else p.tokens.tolist()
+                rows = p.weights.shape[1]
+                square = ids is not None and -(-len(ids) // p.width) == rows
+                name = "the text" if len(patterns) == 1 else f"sequence {number}"
+                found += [
+                    PatternPanel(
+                        site=site, head=head, weights=p.weights[i].numpy(), queries=ids if square else None,
+                        keys=ids, width=p.width, text=name,
+                    )
+                    for i, head in enumerate(p.heads)
+                ]  # fmt: skip
+        return tuple(found)
 
     def save(self, path: str | Path) -> None:
         """Write all patterns to a safetensors file: `SITE|SEQUENCE|weights`, `|peaks`, `|tokens`."""

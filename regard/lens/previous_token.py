@@ -19,8 +19,11 @@ from regard.engines.stats import diagonal
 from regard.errors import RegardError
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
+from regard.lens.sentences import strongest
 from regard.lens.visible import Visible, mask_key, per_forward, visible, visible_part
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
+from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import EVERYTHING, Wanted
 
 
@@ -67,6 +70,10 @@ class PreviousToken(RowMeans):
         even = (keep / parts[-1][1].keys.clamp_min(1)).expand(call.q.shape[0], -1).sum()
         count = keep.expand(call.q.shape[0], -1).sum()
         return torch.stack([score, even.expand_as(score)]), count.expand(2)[:, None]
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        return strongest(result, "the token just before", "previous-token")
 
 
 def _seen(call: Call, offset: int) -> Tensor | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,11 @@ from regard.errors import NothingObserved, RegardError
 from regard.lens.base import Place, SequenceLens
 from regard.lens.matches import TOKEN_KINDS_NOT
 from regard.lens.registry import lens
+from regard.lens.sentences import layer, size
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import CACHED
+from regard.runtime.findings import Finding
+from regard.runtime.panels import LinePanel
 from regard.runtime.run import Run
 from regard.runtime.site import Point
 from regard.runtime.table import Table
@@ -33,6 +37,7 @@ from regard.runtime.tally import Tally
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PEAK = 2.0
 COLUMNS = ("first", "others", "largest_other", "largest_other_at", "peak")
 
 
@@ -86,6 +91,16 @@ class ResidualNorms:
             except (OSError, ValueError) as failure:
                 raise RegardError(f"cannot write {path}: {failure}.") from failure
         return figure
+
+    def panels(self) -> tuple[LinePanel, ...]:
+        """Return the norms as lines over the blocks."""
+        lines = {name.replace("_", " "): self.table[name] for name in ("first", "largest_other", "others")}
+        return (
+            LinePanel(
+                title="Residual stream", x=self.table["block"], lines=lines, x_label="after block",
+                y_label="norm", log=True, note="at the first token, and of the others",
+            ),
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
@@ -190,6 +205,22 @@ class ResidualNorm(SequenceLens):
             else:
                 columns[name] = [max(found["record"].get(a, [[0, -1]]))[1] for a in aliases]
         return ResidualNorms(Table(columns))
+
+    @classmethod
+    def findings(cls, result: ResidualNorms) -> tuple[Finding, ...]:
+        """The block after which the first token's residual stream stands out most."""
+        peaks = np.asarray(result.table["peak"])
+        if not np.isfinite(peaks).any():
+            return ()
+        at = int(np.nanargmax(peaks))
+        after = layer(result.table["block"][at])
+        first, other = result.table["first"][at], result.table["largest_other"][at]
+        said = f"The residual stream peaks at the first token: after {after} its norm is {size(first)}, the "
+        said += f"largest other {size(other)}."
+        if peaks[at] <= PEAK:
+            said = f"No residual peak: the first token's norm is at most {peaks[at]:.1f} times the largest "
+            said += f"other, after {after}."
+        return (Finding(said, (), "residual-norm"),)
 
 
 def _before(run: Run, kind: str, sequences: int) -> Tensor:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +31,10 @@ from regard.lens.base import Place, SequenceLens, head_table
 from regard.lens.columns import add_columns, first_rows, note_columns
 from regard.lens.matches import tokens_of
 from regard.lens.registry import lens
+from regard.lens.sentences import number, where
 from regard.runtime.anatomy import anatomy_of
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import Wanted
 from regard.runtime.table import finite
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 PLACES = 512
 MOST = 0.5
+STRONG = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +195,30 @@ class Sinks(SequenceLens):
             "sequences": int(max((float(c) for c in tally.count("places").values()), default=0)),
         }  # fmt: skip
         return head_table(SinkTable, self, values, about)
+
+    @classmethod
+    def findings(cls, result: SinkTable) -> tuple[Finding, ...]:
+        """Heads whose mean attention on the first token, from the other rows, is above 0.8."""
+        first = result["first"][np.isfinite(result["first"])]
+        if not len(first):
+            nothing = "No token but the first can see the first, so nothing can be said of a sink."
+            return (Finding(nothing, (), "sinks"),)
+        heads = where(result, "first", lambda share: share > STRONG)
+        said = (
+            f"{len(heads)} of {number(len(first), 'head')} put over {STRONG:.0%} of their attention on the "
+            f"first token; the mean over all heads is {first.mean():.0%}."
+        )
+        found = [Finding(said, heads, "sinks")]
+        if result.windowed:
+            said = (
+                f"In {number(len(result.windowed), 'layer')} a sliding window hides the first token from "
+                "some rows, which do not count there."
+            )
+            found.append(Finding(said, (), "sinks"))
+        if result.bos is not None:
+            said = f"The text {'began' if result.bos else 'did not begin'} with a BOS token."
+            found.append(Finding(said, (), "sinks"))
+        return tuple(found)
 
 
 def _take(mass: Tensor, index: Tensor) -> Tensor:

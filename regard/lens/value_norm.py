@@ -15,14 +15,20 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from regard.lens.base import Place, SequenceLens, head_table
 from regard.lens.projected import head_grams, projected_norms
 from regard.lens.registry import lens
+from regard.lens.sentences import number, where
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
+from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import EVERYTHING, Wanted
 from regard.runtime.tally import Tally
+
+DRAINED = 0.5
 
 
 @lens("value-norm")
@@ -87,3 +93,16 @@ class ValueNorm(SequenceLens):
         columns = {name: tally.get(name) for name in ("drain", "first", "others")}
         values = {a: {name: found[a] for name, found in columns.items()} for a in columns["first"]}
         return head_table(HeadTable, self, values)
+
+    @classmethod
+    def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
+        """Heads whose value at the first token is less than half as large as at the others."""
+        drain = result["drain"][np.isfinite(result["drain"])]
+        if not len(drain):
+            return ()
+        heads = where(result, "drain", lambda ratio: ratio < DRAINED)[::-1]
+        said = (
+            f"In {len(heads)} of {number(len(drain), 'head')} the first token's value is less than "
+            f"half as large as the others' (a value drain); the median ratio is {np.median(drain):.2f}."
+        )
+        return (Finding(said, heads, "value-norm"),)

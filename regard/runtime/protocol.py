@@ -14,6 +14,7 @@ from regard.runtime.tally import Tally
 if TYPE_CHECKING:
     from regard.runtime.anatomy import Anatomy
     from regard.runtime.call import Call
+    from regard.runtime.findings import Finding
     from regard.runtime.site import Point
 
 
@@ -110,6 +111,11 @@ class Lens(Stage):
     def result(self) -> Any:
         """Return what was seen so far; raises `NothingObserved` where nothing was."""
         raise NotImplementedError(f"{type(self).__name__} has no result()")
+
+    @classmethod
+    def findings(cls, result: Any) -> tuple[Finding, ...]:
+        """Return what a person would say of a result, each with its control; default nothing."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -194,19 +194,35 @@ class Session:
             )
         return weights[sequence]
 
-    def _rerun(self, site: Site, head: int) -> Tensor:
+    def again(self, lens: Lens) -> Lens:
+        """Run the last input once more, under the same edits, with `lens` alone reading it.
+
+        Nothing else of this session changes. After `generate()` that input is all the tokens.
+
+        Returns:
+            A copy of `lens` that has seen the input.
+
+        Raises:
+            NothingObserved: where nothing was run yet.
+        """
         run = self.last_run or (self._attachment.last_run if self._attachment else None)
         if run is None:
             raise NothingObserved("No weights yet: run the model inside the `with` block first.")
-        keeper = KeepHead(site=site, head=head)
+        lens = lens.fresh()
+        check = getattr(lens, "check", None)
+        if check is not None:
+            check(self.anatomy)
         attachment = open_attachment(self.root)
         edits = self._outer_edits if self._attachment is None else attachment.edits
         try:
-            with torch.no_grad(), attachment.aside(edits, [keeper], run):
+            with torch.no_grad(), attachment.aside(edits, [lens], run):
                 self.root(*run.first_args, **run.repeatable(inspect.signature(self.root.forward).parameters))
         finally:
             close_attachment(attachment)
-        kept = keeper.tally.get("weights").get(site.alias)
+        return lens
+
+    def _rerun(self, site: Site, head: int) -> Tensor:
+        kept = self.again(KeepHead(site=site, head=head)).tally.get("weights").get(site.alias)
         if kept is None:
             raise NothingObserved(f"{site.alias} was not called when the last input was run once more.")
         found: Tensor = kept[-1]

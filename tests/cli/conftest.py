@@ -20,10 +20,14 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def regard(capsys):
-    """Run the command with some words; returns (exit code, standard output, standard error)."""
+    """Run the command with some words; returns (exit code, standard output, standard error).
+
+    `inspect` is told to write no page, which has tests of its own in tests/report.
+    """
 
     def run(*words):
         capsys.readouterr()
+        words = (*words, "--no-report") if words[:1] == ("inspect",) else words
         code = main([str(word) for word in words])
         return code, *capsys.readouterr()
 

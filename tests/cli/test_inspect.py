@@ -181,7 +181,7 @@ def test_lenses_without_numbers_per_head_are_known_beforehand(models):
 
 
 def test_on_a_narrow_terminal(models):
-    words = ["inspect", str(models / "llama"), "--text", TEXT, "--lens", "sinks"]
+    words = ["inspect", str(models / "llama"), "--text", TEXT, "--lens", "sinks", "--no-report"]
     code = (
         "import fcntl, struct, sys, termios, regard.cli\n"
         "fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('4H', 50, 20, 0, 0))\n"
