@@ -41,7 +41,7 @@ def run(
         out: folder for `SLUG.json`, `SLUG.png` and the results of finished steps, made where it is missing;
             None writes nothing.
         resume: use the results of steps that an earlier run with the same size, seed, versions, machine and
-            code finished in `out`.
+            code finished in `out`. Of a study whose source is in no file nothing is kept.
 
     Raises:
         RegardError: for an unknown study, a seed or folder that will not do, or a missing package.
