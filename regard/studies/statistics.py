@@ -7,6 +7,7 @@ too narrow, and Student's t (Welch's, where two independent samples are compared
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,9 @@ def _two(a: Values, b: Values) -> Estimate:
         return Estimate(value, value, value, f"all values are equal, {len(a)} and {len(b)}")
     sizes = f"{len(a)} and {len(b)} values"
     if min(len(a), len(b)) < ENOUGH:
-        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
+        with warnings.catch_warnings():  # one of the two may be constant, which Welch's t takes
+            warnings.simplefilter("ignore", RuntimeWarning)
+            interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
         return Estimate(value, float(interval.low), float(interval.high), f"Welch's t, {sizes}")
     return Estimate(value, *_bootstrap((a, b), _difference), f"bootstrap, {sizes}")
 

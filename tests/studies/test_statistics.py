@@ -67,6 +67,11 @@ def test_values_that_differ_by_rounding_count_as_equal(recwarn):
     assert found.low == found.high == found.value and len(recwarn) == 0
 
 
+def test_a_sample_of_equal_values_beside_one_that_varies(recwarn):
+    found, alone = contrast([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]), mean([-2.0, -1.0, 1.0])
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high)) and len(recwarn) == 0
+
+
 def test_a_single_value_has_no_interval():
     assert (mean([2.0]).low, mean([2.0]).value) == (None, 2.0)
     assert contrast([2.0], [1.0]).low is None
