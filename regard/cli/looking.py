@@ -156,9 +156,11 @@ class Look:
         Raises:
             NothingObserved: where a lens that must has not.
         """
-        return self._run(self.ids, lenses, layers, f"Reading {self.tokens} tokens", all_of)
+        return self.run(self.ids, lenses, layers, f"Reading {self.tokens} tokens", all_of)
 
-    def at_probe(self, lenses: dict[str, Lens], layers: list[int] | None) -> dict[str, Any]:
+    def at_probe(
+        self, lenses: dict[str, Lens], layers: list[int] | None, seed: int = PROBE_SEED
+    ) -> dict[str, Any]:
         """Return those of the lenses that ask for repetition, on random tokens repeated once.
 
         The control that natural text lacks: nothing but repetition can tell what comes next.
@@ -166,15 +168,16 @@ class Look:
         chosen = {name: lens for name, lens in lenses.items() if name in (*PROBE_LENSES, RECORDER)}
         if not any(name in PROBE_LENSES for name in chosen) or self.probe_length < 2:
             return {}
-        generator = torch.Generator().manual_seed(PROBE_SEED)
+        generator = torch.Generator().manual_seed(seed)
         size = min(self.known, len(self.tokenizer))
         half = torch.randint(0, size, (1, self.probe_length), generator=generator)
         ids = torch.cat([half, half], 1).to(self.ids.device)
-        return self._run(ids, chosen, layers, "Reading the probe", False)
+        return self.run(ids, chosen, layers, "Reading the probe", False)
 
-    def _run(
+    def run(
         self, ids: Tensor, lenses: dict[str, Lens], layers: list[int] | None, title: str, all_of: bool
     ) -> dict[str, Any]:
+        """Return the results of the lenses on any tokens [1, T]."""
         options: dict[str, Any] = {}
         parameters = signatures.signature(self.model.forward).parameters
         if "logits_to_keep" in parameters:

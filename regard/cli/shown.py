@@ -9,6 +9,7 @@ from regard.cli.grid import PLAIN_SHADES, SHADES, grid
 from regard.cli.looking import PROBE_LENSES, Look
 from regard.cli.page import Page
 from regard.lens import LENSES
+from regard.runtime.difference import heads_of
 from regard.runtime.head_table import HeadTable
 
 MAPS = {
@@ -55,12 +56,6 @@ def print_look(
         page.line()
         page.line(f"Open {report} in a browser to see every head.")
     page.show()
-
-
-def heads_of(result: Any) -> HeadTable | None:
-    """Return the numbers per head of a lens' result, or None where it has none."""
-    found = result if isinstance(result, HeadTable) else getattr(result, "heads", None)
-    return found if isinstance(found, HeadTable) else None
 
 
 def _headline(look: Look) -> Any:

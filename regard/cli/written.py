@@ -8,10 +8,10 @@ from typing import Any
 
 from regard import __version__
 from regard.cli.looking import Look
-from regard.cli.shown import heads_of
 from regard.lens import LENSES
 from regard.lens.column_mass import ColumnMassResult
 from regard.lens.patterns import KeptPatterns
+from regard.runtime.difference import heads_of
 from regard.runtime.table import Table, finite
 
 FORMAT = 1

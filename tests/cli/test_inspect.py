@@ -14,8 +14,8 @@ import sys
 import pytest
 
 from regard.cli import looking, shown
-from regard.cli.shown import heads_of
 from regard.lens import LENSES
+from regard.runtime.difference import heads_of
 from tests.support.folders import TEXT
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

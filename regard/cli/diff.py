@@ -1,0 +1,139 @@
+"""`regard diff`: which heads of two models, or of one before and after a change, do something else."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regard.cli import given
+from regard.cli.command import Parser, say
+from regard.errors import RegardError
+from regard.weights.quiet import busy
+
+if TYPE_CHECKING:
+    from regard.cli.changes import Changes
+    from regard.cli.comparing import Comparison
+    from regard.cli.looking import Look
+
+PAGE = "regard-diff.html"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the subcommand."""
+    parser = Parser(
+        prog="regard diff",
+        description=__doc__,
+        epilog='such as: regard diff base/ tuned/ --text notes.txt; regard diff --edit "scale-heads '
+        'heads=18.8,20.4"; regard diff --swap "sliding-window window=64 layers=3-29"',
+    )
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL",
+        help="two models, before and after; or one, with --edit or --swap (default: SmolLM2-135M-Instruct)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--edit", action="append", metavar="'NAME KEY=VALUE ...'", help="an edit; may be given again"
+    )
+    parser.add_argument(
+        "--swap", action="append", metavar="'NAME KEY=VALUE ...'",
+        help="a mechanism in place of attention; layers=0-5 says where",
+    )  # fmt: skip
+    parser.add_argument("--text", metavar="FILE|-|WORDS", help="what to read (default: a packaged passage)")
+    parser.add_argument("--layers", metavar="0-5,7", help="layers to look at (default: all)")
+    parser.add_argument("--lens", action="extend", nargs="+", metavar="NAME", help="measurements to compare")
+    parser.add_argument("--json", metavar="FILE|-", help="write all numbers as JSON")
+    parser.add_argument("--csv", metavar="FILE|-", help="write one line a head as CSV")
+    parser.add_argument("--report", metavar="FILE", help=f"where to write the page (default: {PAGE})")
+    parser.add_argument("--no-report", action="store_true", help="write no page")
+    parser.add_argument("--device", help="such as cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", help="such as float32 or bfloat16 (default: float32)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print what changed, and write it where that is asked for."""
+    _check_sides(options)
+    text, origin = given.read_text(options.text)
+    layers = given.parse_layers(options.layers)
+    outputs = given.check_outputs(options.json, options.csv)
+    page = options.report or (None if options.no_report else PAGE)
+    report = given.check_report(page, options.no_report, outputs)
+    with busy("Starting"):
+        from regard.cli import changed
+        from regard.cli.changes import parse_changes
+    changes = parse_changes(options.edit, options.swap)
+    look, found = _compared(options, changes, text, origin, layers, report is not None)
+    if report is not None:
+        with busy(f"Writing {report}"):
+            changed.write_page(report, look, found)
+    json_path, csv_path = outputs
+    if json_path is not None:
+        _write(json_path, changed.as_json(look, found))
+    if csv_path is not None:
+        _write(csv_path, changed.as_csv(found))
+    if given.STANDARD not in outputs:
+        changed.print_changed(look, found, report)
+    return 0
+
+
+def _check_sides(options: argparse.Namespace) -> None:
+    changed = bool(options.edit or options.swap)
+    if len(options.models) > 2:
+        raise RegardError(f"diff compares two models, and got {len(options.models)}.")
+    if len(options.models) == 2 and changed:
+        raise RegardError("diff compares two models, or one before and after --edit or --swap; give either.")
+    if len(options.models) < 2 and not changed:
+        raise RegardError("diff needs two models, or one and an --edit or --swap.")
+
+
+def _compared(
+    options: argparse.Namespace,
+    changes: Changes,
+    text: str,
+    origin: str,
+    layers: list[int] | None,
+    page: bool,
+) -> tuple[Look, Comparison]:
+    """Run both sides; two models are held one after the other."""
+    from regard.cli import comparing, paging
+    from regard.cli.looking import Look, chosen_lenses
+    from regard.weights import Source
+
+    for source in options.models:
+        Source.find(source)
+    lenses = chosen_lenses(options.lens)
+    opened = paging.recording(lenses) if page else lenses
+    named = options.lens is not None
+
+    def loaded(source: str | None) -> Look:
+        return Look.of(source, text, origin, layers, options.dtype, options.device, lenses)
+
+    look = loaded(options.models[0] if options.models else None)
+    changes.check(look.model)
+    before = comparing.look_at(look, opened, layers, named, look.name)
+    texts = comparing.control(look, lenses, layers)
+    if changes:
+        with changes.applied(look.model):
+            after = comparing.look_at(look, opened, layers, named, f"with {changes.words}")
+        return look, comparing.compare(before, after, look.ids, texts)
+    first = _without_weights(look)
+    other = loaded(options.models[1])
+    comparing.check_alike(first, other)
+    after = comparing.look_at(other, opened, layers, named, other.name)
+    return other, comparing.compare(before, after, other.ids, texts)
+
+
+def _without_weights(look: Look) -> Look:
+    """Let go of the first model's weights before the second's are read."""
+    look.model.to("meta")
+    return look
+
+
+def _write(path: Path, text: Any) -> None:
+    from regard.runtime.table import write_text
+
+    if path == given.STANDARD:
+        say(text)
+    else:
+        write_text(path, text)
