@@ -28,7 +28,7 @@ from regard.lens.matches import tokens_of
 from regard.lens.registry import lens
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
-from regard.runtime.panels import PatternPanel
+from regard.runtime.panels import OWN_TEXT, PatternPanel
 from regard.runtime.protocol import Wanted
 from regard.runtime.table import Table
 from regard.runtime.tally import Tally
@@ -154,7 +154,7 @@ class KeptPatterns:
                 ids = None if p.tokens is None else p.tokens.tolist()
                 rows = p.weights.shape[1]
                 square = ids is not None and -(-len(ids) // p.width) == rows
-                name = "the text" if len(patterns) == 1 else f"sequence {number}"
+                name = OWN_TEXT if not number else f"sequence {number}"
                 found += [
                     PatternPanel(
                         site=site, head=head, weights=p.weights[i].numpy(), queries=ids if square else None,

@@ -15,7 +15,7 @@ from regard.report.data import Places, head_map_json, panel_json, pattern_json, 
 from regard.report.page import render
 from regard.report.recorder import Recorded
 from regard.runtime.findings import Finding
-from regard.runtime.panels import Head, MapPanel, Panel, PatternPanel
+from regard.runtime.panels import OWN_TEXT, Head, MapPanel, Panel, PatternPanel
 from regard.runtime.protocol import Lens
 from regard.runtime.table import write_text
 
@@ -128,14 +128,14 @@ class Report:
         return render(self._data(), title, [safe(f) for f in self.facts], [safe(s) for s in plain])
 
     def _data(self) -> dict[str, Any]:
-        places = Places(self.tokens)
+        places, views = Places(self.tokens), _Views(len(self.sections))
         maps, panels, patterns, sections = [], [], [], []
         for number, section in enumerate(self.sections):
             for kept in section.recorded:
                 places.row(kept.site, kept.heads)
             for panel in section.panels:
                 if isinstance(panel, PatternPanel):
-                    patterns.append(pattern_json(panel, number, places))
+                    patterns.append(pattern_json(panel, views.of(number, panel.text), places))
                 elif isinstance(panel, MapPanel) and panel.sites is not None:
                     maps.append(head_map_json(panel, number, places))
                 else:
@@ -147,9 +147,12 @@ class Report:
             ]
             short = safe(section.short or section.title)
             sections.append({"title": safe(section.title), "short": short, "findings": found})
+        for number, text in views.further:
+            title = f"{sections[number]['title']}: {safe(text)}"
+            sections.append({"title": title, "short": safe(text), "findings": []})
         return {
             "sections": sections, "sites": places.listed(), "across": max(places.heads, default=0),
-            "maps": spread(maps, len(places.heads)), "panels": panels, "patterns": patterns,
+            "maps": spread(maps, len(places.heads)), "panels": panels, "patterns": _finest(patterns),
             "texts": places.texts, "opens": self._opens(places), "colours": self._colours(maps),
         }  # fmt: skip
 
@@ -199,6 +202,31 @@ class Report:
                 if finding.heads:
                     return [*places.head(finding.heads[0]), 0]
         return None
+
+
+class _Views:
+    """Which texts beside their own the sections show patterns of."""
+
+    def __init__(self, sections: int) -> None:
+        self.sections = sections
+        self.further: list[tuple[int, str]] = []
+
+    def of(self, section: int, text: str) -> int:
+        """Return the number of a section's own text, or of a further one, after all sections."""
+        if text == OWN_TEXT:
+            return section
+        if (section, text) not in self.further:
+            self.further.append((section, text))
+        return self.sections + self.further.index((section, text))
+
+
+def _finest(patterns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep one pattern a head and text, the one that tells most."""
+    order = sorted(patterns, key=lambda p: ("exact", "top", "pooled").index(p["kind"]))
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for pattern in order:
+        found.setdefault((pattern["section"], pattern["row"], pattern["head"]), pattern)
+    return list(found.values())
 
 
 def _largest(panel: MapPanel, name: str, count: int = 2) -> list[Head]:

@@ -18,6 +18,7 @@ from regard.runtime.table import Table
 if TYPE_CHECKING:
     from regard.runtime.head_table import HeadTable
 
+OWN_TEXT = "the text"
 Head: TypeAlias = tuple[str, int]
 Grid: TypeAlias = npt.NDArray[np.float64]
 Tokens: TypeAlias = Sequence[str] | Sequence[int]
@@ -77,7 +78,7 @@ class PatternPanel:
         weights: [rows, keys]; pooled where `width` is above 1.
         queries, keys: the tokens, words or ids, one a row or key (before pooling); None for positions.
         width: positions in a row or column of `weights`.
-        text: the name of what was read; patterns of one text are shown together.
+        text: the name of what was read, where that is not the text of the section it is shown in.
 
     Raises:
         ShapeMismatch: where tokens and weights differ in length.
@@ -89,7 +90,7 @@ class PatternPanel:
     queries: Tokens | None = None
     keys: Tokens | None = None
     width: int = 1
-    text: str = "the text"
+    text: str = OWN_TEXT
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights, dtype=np.float32)

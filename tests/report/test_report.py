@@ -113,6 +113,25 @@ def test_lines_tables_and_kept_patterns_join_the_page(data_of):
     assert data["texts"] == [[f"#{i}" for i in range(5, 25)]]
 
 
+def test_every_sequence_kept_is_a_text_of_its_own(data_of):
+    model = FAMILIES["llama"].build("eager")
+    ids = torch.randint(5, 60, (2, 12))
+    with torch.no_grad(), regard.watch(model, Patterns(heads=[(1, 2)])) as seen:
+        model(ids)
+    data = data_of(report.build(seen).html())
+    assert [s["short"] for s in data["sections"]] == ["the text", "sequence 1"]
+    weights = [seen[Patterns].weights("text.1", 2, i).numpy() for i in (0, 1)]
+    for number, expected in enumerate(weights):
+        (packed,) = (
+            p
+            for p in data["patterns"]
+            if p["section"] == number and data["sites"][p["row"]]["alias"] == "text.1" and p["head"] == 2
+        )
+        assert packed["kind"] == "exact"
+        assert np.abs(matrix(packed) - expected).max() < 0.0045
+        assert data["texts"][packed["keys"]] == [f"#{i}" for i in ids[number].tolist()]
+
+
 def test_build_after_generate_and_with_padding(data_of):
     model = FAMILIES["llama"].build("sdpa")
     inputs = FAMILIES["llama"].inputs(model, "left")

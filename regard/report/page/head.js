@@ -17,7 +17,8 @@ function headView(app) {
     if (!there.includes(section)) section = there[0];
     const ticket = {};
     now = ticket;
-    const pattern = section === undefined ? null : await opened(shelves, section, row, head);
+    const pattern = section === undefined ? null
+      : await opened(shelves, section, row, head).catch((error) => ({ broken: error.message }));
     if (now !== ticket) return;
     now = { row, head, section, pattern };
     draw(there);
@@ -29,8 +30,10 @@ function headView(app) {
       el("h2", {}, app.headName(row, head)),
       there.length > 1 ? choice("Text", there.map((s) => [s, data.sections[s].short]), section,
         (s) => app.open(row, head, false, s)) : null));
-    if (!pattern) {
-      node.append(el("p", { class: "hint" }, "No pattern of this head is in this file."), numbers(app, row, head));
+    if (!pattern || pattern.broken) {
+      node.append(el("p", { class: "hint" }, pattern
+        ? `This browser cannot unpack the pattern: ${pattern.broken}`
+        : "No pattern of this head is in this file."), numbers(app, row, head));
       return;
     }
     const tokens = { queries: app.tokens(pattern.queries, pattern.rows), keys: app.tokens(pattern.keys, pattern.columns) };
