@@ -2,7 +2,8 @@
 
 const KINDS = {
   exact: () => "All weights of this head are in this file, to within 0.004.",
-  top: (p) => `The ${plural(p.k, "strongest key")} of every token are in this file, to within 0.004; ` +
+  top: (p) => `The ${p.k > 1 ? `${p.k} strongest keys of every token are` : "strongest key of every token is"} ` +
+    "in this file, to within 0.004; " +
     `the overview is pooled in bins of ${p.pooled ? p.pooled.width : 1}.`,
   pooled: (p) => `Only pooled weights are in this file: means over bins of ${p.width} tokens.`,
 };
