@@ -23,6 +23,10 @@ class NothingObserved(RegardError):
     """A lens or edit was attached and nothing it wanted ever happened."""
 
 
+class NotLinear(RegardError):
+    """A mixer is no causal system that is linear in its values; the message names the part."""
+
+
 def first_sentence(error: BaseException) -> str:
     """Return the first sentence of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()

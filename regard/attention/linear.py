@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regard.attention.dsf.ltv import LTV
+from regard.attention.dsf.registry import system_of
+from regard.attention.dsf.rows import linear_attention
 from regard.attention.matrices import dense_mask
 from regard.attention.mechanism import Context, Mechanism, State
 from regard.attention.registry import Spec, mechanism
@@ -63,6 +66,14 @@ class LinearAttentionHeads(Mechanism):
         keys, values = _written(k, v, self.context(q, k, ctx))
         out, new = linear_scan(_features(q), keys, values, None if state is None else state[0])
         return _normalised(out, q.dtype), (new,)
+
+
+@system_of(LinearAttentionHeads)
+def system(mixer: LinearAttentionHeads, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[LTV, Tensor]:
+    """Return linear attention as a linear time-varying system, and the values of every query head."""
+    keys, values = _written(k, v, mixer.context(q, k, ctx))
+    keys, values = (expand_heads(x, q.shape[1]) for x in (keys, values[..., :-1]))
+    return linear_attention(_features(q), keys, v.shape[-1]), values
 
 
 def _features(x: Tensor) -> Tensor:
