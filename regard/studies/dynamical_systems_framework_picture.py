@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FLOOR = 1e-17
 LABELS = {
     "softmax": "softmax\nn = 16", "linear_4": "linear\nn = 4", "linear_8": "linear\nn = 8",
-    "linear_16": "linear\nn = 16", "normalised_16": "normalised\nn = 16", "blind": "own position\nalone",
+    "linear_16": "linear\nn = 16", "normalised_16": "normal-\nised\nn = 16", "blind": "itself\nalone",
 }  # fmt: skip
 
 
