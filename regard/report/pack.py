@@ -118,7 +118,7 @@ def top(kept: Recorded, head: int, k: int) -> Packed:
 
 
 def encoded(raw: bytes) -> str:
-    return base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(raw, 7)).decode("ascii")
 
 
 def within(

@@ -6,7 +6,6 @@ space, a line's end, a byte that is no letter, a control that turns the directio
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -83,8 +82,7 @@ def words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 def _kind(tokenizer: Any) -> str:
     """How a vocabulary writes bytes and spaces: 'bytes', 'spaces' or 'plain'."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = "" if backend is None else json.dumps(json.loads(backend.to_str()).get("decoder"))
+    told = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
     if "ByteLevel" in told:
         return "bytes"
     return "spaces" if "▁" in told or "ByteFallback" in told else "plain"
