@@ -14,6 +14,7 @@ from regard.engines.masks import CausalMask, Mask, PaddedMask, TensorMask
 from regard.engines.rows import AttentionInputs, RowBlock
 from regard.errors import UnsupportedModel
 from regard.runtime.carried import StateLayer, held
+from regard.runtime.implementation import outside
 from regard.runtime.mask import LazyMask
 from regard.runtime.run import Run
 from regard.runtime.site import Site
@@ -122,6 +123,8 @@ def call_from_interface(
     is_causal = options.get("is_causal")
     if is_causal is None:
         is_causal = getattr(site.module, "is_causal", True)
+    if attention_mask is None and outside(getattr(site.module, "config", None)) == "eager":
+        is_causal = False
     if attention_mask is None and is_causal and q.shape[2] > 1 and k.shape[2] > q.shape[2]:
         k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]
     sinks = options.get("s_aux")
@@ -218,9 +221,14 @@ def _take_lazy(call: Call, lazy: LazyMask) -> None:
         call.valid_queries = lazy.valid_queries
     call.pad_left = lazy.pad_left if not call.site.cross else None
     keys = call.key_length
-    if keys == lazy.shape[3]:
+    if keys == lazy.shape[3] and call.query_length == lazy.shape[2]:
         call.mask = lazy.view
         return
+    if keys > lazy.shape[3]:
+        raise UnsupportedModel(
+            f"{type(call.site.module).__name__} adds keys that its mask does not know ({keys} keys, a mask of "
+            f"{lazy.shape[3]}), which regard does not support."
+        )
     if lazy.simple == "causal":
         call.mask = CausalMask(call.query_length, keys, 0, call.q.device)
     elif lazy.simple == "all":

@@ -13,6 +13,7 @@ from torch import nn
 from regard.runtime.anatomy import Anatomy
 
 NAME = "regard"
+DENSE = "regard_dense"
 _HELD: dict[int, tuple[Any, str | None, int]] = {}
 
 
@@ -39,24 +40,27 @@ def hold(anatomy: Anatomy) -> list[Any]:
         The configs, for `release`.
     """
     configs = _configs(anatomy)
+    name = DENSE if anatomy.needs_dense_masks else NAME
     for config in configs:
-        _, before, count = _HELD.get(id(config), (config, config._attn_implementation_internal, 0))
-        _HELD[id(config)] = (config, before, count + 1)
-        config._attn_implementation_internal = NAME
+        _, previous, count = _HELD.get(id(config), (config, config._attn_implementation_internal, 0))
+        _HELD[id(config)] = (config, previous, count + 1)
+        config._attn_implementation_internal = name
     return configs
 
 
 def release(configs: list[Any]) -> None:
     """Undo `hold`."""
     for config in configs:
-        _, before, count = _HELD.pop(id(config))
+        _, previous, count = _HELD.pop(id(config))
         if count > 1:
-            _HELD[id(config)] = (config, before, count - 1)
+            _HELD[id(config)] = (config, previous, count - 1)
         else:
-            config._attn_implementation_internal = before
+            config._attn_implementation_internal = previous
 
 
 def outside(config: Any) -> str | None:
-    """Return the implementation that a config has when no session is open."""
-    _, before, _ = _HELD.get(id(config), (None, config._attn_implementation_internal, 0))
-    return before
+    """Return the implementation that a config has when no session is open; None without a config."""
+    if config is None:
+        return None
+    _, previous, _ = _HELD.get(id(config), (None, config._attn_implementation_internal, 0))
+    return previous

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 
 from regard.engines.masks import CausalMask, Mask, visible_range
+from regard.runtime.implementation import outside
 
 KEEP_BYTES = 32 * 2**20
 PLAIN = (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function)
@@ -34,6 +36,7 @@ class LazyMask(BlockMask):
             cross-attention are not known here.
         plain: whether it is nothing but causal order, or everything, and padding.
         pad_left: [B], padding in front of each sequence, or None.
+        additive: where the model's own attention adds its mask, the dtype in which it does; else None.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class LazyMask(BlockMask):
         use_vmap: bool,
         device: torch.device,
         plain: bool = False,
+        additive: torch.dtype | None = None,
     ) -> None:
         self._shape = shape
+        self.additive = additive
         self.plain = plain or simple is not None
         self.q_offset, self.kv_offset = q_offset, kv_offset
         self.index_function, self.use_vmap = index_function, use_vmap
@@ -105,8 +110,22 @@ class LazyMask(BlockMask):
             self._dense = rows.expand(batch, -1, queries, keys)
         return self._dense
 
+    def to_tensor(self) -> Tensor:
+        """Return the tensor that the model's own attention would have been given: additive, or bool."""
+        dense = self.to_dense()
+        if self.additive is None:
+            return dense
+        lowest = torch.finfo(self.additive).min
+        return torch.zeros_like(dense, dtype=self.additive).masked_fill_(~dense, lowest)
+
     def __getitem__(self, index: Any) -> Any:
-        return self.to_dense()[index]
+        return self.to_tensor()[index]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Serve attention outside the interface that computes with the mask."""
+        args, kwargs = tree_map_only(LazyMask, LazyMask.to_tensor, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     @property
     def valid_keys(self) -> Tensor | None:
@@ -184,6 +203,8 @@ def lazy_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: Any = None,
     **kwargs: Any,
 ) -> LazyMask:
     """Build the mask of one forward and layer type; the signature is that of transformers' mask functions."""
@@ -208,5 +229,12 @@ def lazy_mask(
         padding = None
     return LazyMask(
         (batch_size, 1, q_length, kv_length), q_offset, kv_offset, mask_function, padding, simple,
-        use_vmap, torch.device(device), plain,
+        use_vmap, torch.device(device), plain, None if outside(config) == "sdpa" else dtype,
     )  # fmt: skip
+
+
+def dense_mask(*, config: Any = None, **kwargs: Any) -> Tensor | None:
+    """Build the mask that the model's own attention would have been given, for models that look into it."""
+    build = masking_utils.sdpa_mask if outside(config) == "sdpa" else masking_utils.eager_mask
+    mask: Tensor | None = build(config=config, **kwargs)
+    return mask

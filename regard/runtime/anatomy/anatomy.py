@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regard.errors import NoSuchSite, UnsupportedModel
 from regard.runtime.anatomy import parts
+from regard.runtime.anatomy.code import inspects_masks
 from regard.runtime.anatomy.sites import find_sites, main_kind
 from regard.runtime.site import POINT_KINDS, Point, Site
 
@@ -24,6 +25,7 @@ class Anatomy:
         unreachable: (module name, class name) of attention modules that cannot.
         main: the kind of site that a bare layer number means ('text' in a language model).
         modules: how many modules the model had.
+        needs_dense_masks: whether its code looks at what kind of mask it has been given.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -31,6 +33,7 @@ class Anatomy:
         self.sites, self.unreachable = find_sites(root)
         self.main = main_kind(self.sites)
         self.modules = _count(root)
+        self.needs_dense_masks = any(inspects_masks(type(module)) for module in root.modules())
         self._by_name = {key: s for s in self.sites for key in (s.name, s.alias)}
         self._by_module = {id(s.module): s for s in self.sites}
 

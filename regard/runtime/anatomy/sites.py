@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
-from types import CodeType
 from typing import Any
 
 from torch import nn
 
+from regard.runtime.anatomy.code import codes_of
 from regard.runtime.site import Route, Site
 
 CROSS = re.compile(r"cross_?att|encoder_attn|encdecattention|crossattention", re.IGNORECASE)
@@ -66,22 +64,10 @@ def _read_route(cls: type[nn.Module]) -> Route | None:
 
     if issubclass(cls, PreTrainedModel) or cls.__module__.startswith("torch."):
         return None
-    names: set[str] = set()
-    for attribute in dir(cls):
-        if not hasattr(nn.Module, attribute) or attribute == "forward":
-            function = inspect.unwrap(inspect.getattr_static(cls, attribute, None))
-            for code in _codes(getattr(function, "__code__", None)):
-                names.update(code.co_names)
+    names = {name for code in codes_of(cls) for name in code.co_names}
     if "ALL_ATTENTION_FUNCTIONS" in names:
         return "interface"
     return "sdpa" if "scaled_dot_product_attention" in names else None
-
-
-def _codes(code: Any) -> Iterator[CodeType]:
-    if isinstance(code, CodeType):
-        yield code
-        for constant in code.co_consts:
-            yield from _codes(constant)
 
 
 def _has_site_above(name: str, reached: list[tuple[str, nn.Module, Route]]) -> bool:

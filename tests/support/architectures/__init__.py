@@ -1,0 +1,1 @@
+"""Every architecture of transformers that calls its attention interface: tiny models, inputs, comparison."""

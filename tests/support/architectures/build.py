@@ -1,0 +1,84 @@
+"""A tiny model of an architecture with its inputs, by general rules and what its family adds to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers.generation import GenerationMixin
+
+from tests.support.architectures.families import FAMILIES
+from tests.support.architectures.family import Family
+from tests.support.architectures.inputs import BATCH, inputs_of
+from tests.support.architectures.listing import Architecture
+from tests.support.architectures.shrink import tiny_config
+from tests.support.architectures.weights import draw
+
+
+@dataclass
+class Tiny:
+    """A tiny model.
+
+    Attributes:
+        plain: the implementation that it runs by itself.
+        placeholders: image or audio tokens of a sequence, found by `fit`.
+    """
+
+    model: Any
+    family: Family
+    plain: str
+    placeholders: int = 4
+    logits: bool = True
+    feed: Callable[..., dict[str, Any]] | None = field(default=None)
+
+    @property
+    def generates(self) -> bool:
+        return isinstance(self.model, GenerationMixin) and self.family.generates
+
+    @property
+    def generate_options(self) -> dict[str, Any]:
+        return self.family.generate_options
+
+    def inputs(self, padding: bool = False) -> dict[str, Any]:
+        """Return keyword arguments of a forward."""
+        fed = inputs_of(self.model, padding, self.placeholders)
+        if self.family.feed is not None:
+            fed = self.family.feed(self.model, fed, self.placeholders)
+        return fed
+
+    def fit(self) -> dict[str, Any]:
+        """Return inputs with as many placeholders as the model asks for."""
+        try:
+            self._try()
+        except ValueError as error:
+            numbers = re.search(r"tokens:? (\d+).*?features:? (\d+)", str(error))
+            if numbers is None:
+                raise
+            self.placeholders = int(numbers[2]) // BATCH
+        return self.inputs()
+
+    def _try(self) -> None:
+        with torch.no_grad():
+            torch.manual_seed(11)
+            self.model(**self.inputs())
+
+
+def tiny(architecture: Architecture) -> Tiny:
+    """Return the tiny model of an architecture, its weights drawn by a fixed seed."""
+    family = FAMILIES.get(architecture.name, Family())
+    cls = architecture.main_class()
+    if family.cls:
+        cls = getattr(transformers, family.cls, None) or next(
+            c for c in architecture.classes() if c.__name__ == family.cls
+        )
+    torch.manual_seed(0)
+    config = tiny_config(cls.config_class, family.config, attn_implementation=family.plain)
+    model = draw(cls(config))
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = 0
+    return Tiny(model, family, family.plain)

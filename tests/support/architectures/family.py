@@ -1,0 +1,30 @@
+"""What a family of models needs beyond the general rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What one architecture needs beyond the general rules.
+
+    Attributes:
+        cls: the model class, where it is not the one that `Architecture.main_class` picks.
+        config: fields of the configuration, nested as it is.
+        feed: `feed(model, inputs, placeholders)` returns the inputs, given those of the general rules.
+        plain: the implementation to compare with.
+        generates: whether `generate()` is run.
+        generate_options: further arguments of `generate()`.
+        impossible: why it cannot be built here, where it cannot.
+    """
+
+    cls: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    feed: Callable[[Any, dict[str, Any], int], dict[str, Any]] | None = None
+    plain: str = "eager"
+    generates: bool = True
+    generate_options: dict[str, Any] = field(default_factory=dict)
+    impossible: str = ""
