@@ -226,8 +226,8 @@ def _take_lazy(call: Call, lazy: LazyMask) -> None:
         return
     if keys > lazy.shape[3]:
         raise UnsupportedModel(
-            f"{type(call.site.module).__name__} adds keys that its mask does not know ({keys} keys, a mask of "
-            f"{lazy.shape[3]}), which regard does not support."
+            f"{type(call.site.module).__name__} adds keys that its mask does not know ({keys} keys, a mask "
+            f"of {lazy.shape[3]}), which regard does not support."
         )
     if lazy.simple == "causal":
         call.mask = CausalMask(call.query_length, keys, 0, call.q.device)

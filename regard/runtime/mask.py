@@ -80,7 +80,7 @@ class LazyMask(BlockMask):
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bool
+        return self.additive or torch.bool
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +120,20 @@ class LazyMask(BlockMask):
 
     def __getitem__(self, index: Any) -> Any:
         return self.to_tensor()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        """Be what the model's own attention would have been given, where a model computes with it."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.to_tensor(), name)
+
+    def __invert__(self) -> Tensor:
+        return ~self.to_tensor()
+
+    def __eq__(self, other: object) -> Any:
+        return self is other if other is None or isinstance(other, LazyMask) else self.to_tensor() == other
+
+    __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,8 +220,12 @@ def lazy_mask(
     dtype: torch.dtype = torch.float32,
     config: Any = None,
     **kwargs: Any,
-) -> LazyMask:
-    """Build the mask of one forward and layer type; the signature is that of transformers' mask functions."""
+) -> LazyMask | None:
+    """Build the mask of one forward and layer type; the signature is that of transformers' mask functions.
+
+    Returns:
+        None where every query of an encoder sees every key, as every other mask function does.
+    """
     q_offset, kv_offset = int(q_offset), int(kv_offset)
     if local_size is None:
         plain = mask_function in PLAIN
@@ -222,7 +240,7 @@ def lazy_mask(
     elif allow_is_bidirectional_skip and masking_utils._ignore_bidirectional_mask_sdpa(
         padding, kv_length, local_size
     ):
-        simple = "all"
+        return None
     if padding is not None and not bool(padding.all()):
         mask_function = masking_utils.and_masks(mask_function, masking_utils.padding_mask_function(padding))
     else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
-from functools import cache
 from types import CodeType
 from typing import Any
 
 from torch import nn
 
 MASK_TYPES = ("Tensor", "BlockMask")
+_INSPECT: dict[type[nn.Module], bool] = {}
 
 
 def codes_of(cls: type[nn.Module]) -> Iterator[CodeType]:
@@ -29,12 +29,12 @@ def _codes(code: Any) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-@cache
 def inspects_masks(cls: type[nn.Module]) -> bool:
     """Whether a method asks if a mask is a tensor, and would go another way with a lazy one."""
-    if cls.__module__.startswith("torch."):
-        return False
-    return any(_asks(code) for code in codes_of(cls) if "isinstance" in code.co_names)
+    if cls not in _INSPECT:
+        own = not cls.__module__.startswith("torch.")
+        _INSPECT[cls] = own and any(_asks(c) for c in codes_of(cls) if "isinstance" in c.co_names)
+    return _INSPECT[cls]
 
 
 def _asks(code: CodeType) -> bool:

@@ -40,12 +40,17 @@ class Tiny:
         return isinstance(self.model, GenerationMixin) and self.family.generates
 
     @property
+    def has_sdpa(self) -> bool:
+        return self.plain == "eager" and bool(self.model._supports_sdpa)
+
+    @property
     def generate_options(self) -> dict[str, Any]:
         return self.family.generate_options
 
     def inputs(self, padding: bool = False) -> dict[str, Any]:
         """Return keyword arguments of a forward."""
-        fed = inputs_of(self.model, padding, self.placeholders)
+        fed = inputs_of(self.model, padding, self.placeholders, self.family.given)
+        fed = {name: value for name, value in fed.items() if name not in self.family.drop}
         if self.family.feed is not None:
             fed = self.family.feed(self.model, fed, self.placeholders)
         return fed

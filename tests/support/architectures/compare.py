@@ -129,8 +129,3 @@ def finite(output: Any, mask: Tensor | None = None) -> bool:
     if mask is not None:
         floats = [t[mask.bool()] for t in floats if t.shape[:2] == mask.shape] or floats
     return bool(floats) and not any(t.isnan().any() for t in floats)
-
-
-def spread(output: Any) -> float:
-    """Return the largest standard deviation among what came out: 0 where the output is constant."""
-    return max((float(t.double().std()) for _, t in tensors(output) if t.is_floating_point() and t.numel() > 1), default=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from typing import Any
@@ -49,11 +48,13 @@ def _words(error: BaseException) -> str:
 def forward(case: Tiny, inputs: dict[str, Any], **options: Any) -> Any:
     torch.manual_seed(11)
     with torch.no_grad():
-        return case.model(**{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}, **options)
+        return case.model(
+            **{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}, **options
+        )
 
 
 def _plain(case: Tiny, row: dict[str, Any]) -> dict[str, Any]:
-    """Run the model by its own attention: one forward, one padded, one that gives attentions, one generate."""
+    """Run the model by its own attention: a forward, one padded, one that gives attentions, a generate."""
     inputs = case.fit()
     row["attention"] = case.plain
     with eager_weights(case.model) as eager:
@@ -98,7 +99,11 @@ def _generated(case: Tiny, plain: dict[str, Any]) -> Any:
 
 
 def generate(case: Tiny, inputs: dict[str, Any]) -> Any:
-    inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if not k.startswith("decoder_")}
+    inputs = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v
+        for k, v in inputs.items()
+        if not k.startswith("decoder_")
+    }
     options = {"max_new_tokens": 4, "do_sample": False, **case.generate_options}
     torch.manual_seed(11)
     if case.logits:
@@ -118,17 +123,24 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
     shown = seen[Rows]
     aliases = {site.name: site.alias for site in seen.sites}
     row.update(sites=len(seen.sites), silent=seen.silent, unreachable=seen.unreachable)
-    row["restored"] = _state(case.model) == before and distance(forward(case, inputs), plain["output"])[0] == 0
+    row["restored"] = (
+        _state(case.model) == before and distance(forward(case, inputs), plain["output"])[0] == 0
+    )
     problems = [] if row["restored"] else ["the model is not restored"]
-    off["weights"], missing = _weights_off(plain["eager"], shown, aliases)
+    off["weights"], missing, sinks = _weights_off(plain["eager"], shown, aliases)
     problems += missing
+    row["calls"] = sum(len(calls) for calls in plain["eager"].values())
     if set(seen.silent) != set(idle.silent):
         problems.append("idle and opened reach other sites")
     if "padded" in plain:
         padded_inputs, padded = plain["padded"]
         with regard.watch(case.model, Rows()):
             off["padded"] = distance(forward(case, padded_inputs), padded, padded_inputs["attention_mask"])
-    if "attentions" in plain:
+    if sinks:
+        row["notes"] = [
+            "the model returns weights without the part that its sinks take; a lens sees them with it"
+        ]
+    elif "attentions" in plain:
         with regard.watch(case.model, Rows()):
             again = compare.attentions(forward(case, inputs, output_attentions=True))
         off["attentions"] = distance(again, plain["attentions"])
@@ -136,6 +148,8 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
         given, expected = plain["generated"]
         with regard.watch(case.model, Rows()):
             off["generated"] = distance(generate(case, given), expected)
+    if _can_be_sdpa(case):
+        off["sdpa"] = _beside_sdpa(case, plain)
     row["off"] = {key: float(f"{value:.2g}") for key, (value, _) in off.items()}
     far = {key: where for key, (value, where) in off.items() if not value <= RELATIVE}
     problems += [f"{key} differs by {off[key][0]:.1e} in {where}" for key, where in far.items()]
@@ -144,27 +158,59 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
 
 def _weights_off(
     eager: dict[str, list[Any]], shown: dict[str, list[Any]], aliases: dict[str, str]
-) -> tuple[tuple[float, str], list[str]]:
-    """Compare the weights that eager attention computed, call by call, with those that the lens was shown."""
-    worst, problems = (0.0, ""), []
+) -> tuple[tuple[float, str], list[str], bool]:
+    """Compare the weights that eager attention computed, call by call, with those that the lens was shown.
+
+    Returns:
+        The largest difference and its site; what is missing; whether only the part of sinks is.
+    """
+    worst, problems, sinks = (0.0, ""), [], False
     for name, calls in eager.items():
         alias = aliases.get(name)
+        kept = shown.get(alias or "", [])
         if alias is None:
             problems.append(f"{name} computes attention and is no site")
-            continue
-        kept = shown.get(alias, [])
-        if len(kept) != len(calls):
+        elif len(kept) != len(calls):
             problems.append(f"{alias} was called {len(calls)} times and seen {len(kept)} times")
-            continue
-        for (mine, valid), theirs in zip(kept, calls, strict=True):
-            if theirs is None or theirs.shape != mine.shape:
-                if theirs is not None:
+        else:
+            for (mine, valid), theirs in zip(kept, calls, strict=True):
+                if theirs is None:
+                    continue
+                if theirs.shape != mine.shape:
                     problems.append(f"{alias} shows weights {tuple(mine.shape)}, eager {tuple(theirs.shape)}")
-                continue
-            rows = 1.0 if valid is None else valid[:, None, :, None].float()
-            off = float(((mine - theirs.float()).abs() * rows).max()) if mine.numel() else 0.0
-            worst = max(worst, (off, alias))
-    return worst, problems[:3]
+                    continue
+                rows = 1.0 if valid is None else valid[:, None, :, None].float()
+                off = _largest((mine - theirs.float()) * rows)
+                shared = _largest((mine / mine.sum(-1, keepdim=True) - theirs.float()) * rows)
+                if off > RELATIVE >= shared:
+                    off, sinks = shared, True
+                worst = max(worst, (off, alias))
+    return worst, problems[:3], sinks
+
+
+def _largest(difference: torch.Tensor) -> float:
+    return float(difference.abs().max()) if difference.numel() else 0.0
+
+
+def _can_be_sdpa(case: Tiny) -> bool:
+    try:
+        case.model.set_attn_implementation("sdpa")
+    except ValueError:
+        return False
+    return case.has_sdpa
+
+
+def _beside_sdpa(case: Tiny, plain: dict[str, Any]) -> tuple[float, str]:
+    """The same once more where the model was loaded with SDPA attention."""
+    worst = (0.0, "")
+    for inputs in (plain["inputs"], plain.get("padded", ({}, None))[0]):
+        if inputs:
+            expected = forward(case, inputs)
+            with regard.watch(case.model, Rows()):
+                found = forward(case, inputs)
+            mask = inputs["attention_mask"] if inputs is not plain["inputs"] else None
+            worst = max(worst, distance(found, expected, mask))
+    return worst
 
 
 def _state(model: Any) -> Any:
@@ -179,9 +225,3 @@ def _state(model: Any) -> Any:
         if (c := getattr(module, "config", None)) is not None
     ]
     return modules, implementations
-
-
-def mismatch(error: BaseException) -> int | None:
-    """Return how many placeholder tokens a model asks for, where its error says so."""
-    found = re.search(r"tokens: (\d+).*?features:? (\d+)", str(error))
-    return int(found[2]) if found else None

@@ -14,6 +14,8 @@ class Family:
     Attributes:
         cls: the model class, where it is not the one that `Architecture.main_class` picks.
         config: fields of the configuration, nested as it is.
+        given: inputs as they are, instead of those of the general rules.
+        drop: inputs of the general rules that are left out.
         feed: `feed(model, inputs, placeholders)` returns the inputs, given those of the general rules.
         plain: the implementation to compare with.
         generates: whether `generate()` is run.
@@ -23,6 +25,8 @@ class Family:
 
     cls: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
     feed: Callable[[Any, dict[str, Any], int], dict[str, Any]] | None = None
     plain: str = "eager"
     generates: bool = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tests.support.architectures.shrink import special
 
 BATCH, LENGTH, TARGETS, PADDED = 2, 13, 5, 3
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+BINS = ("num_mel_bins", "n_mels", "input_dim", "feature_size")
 AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
 
 
@@ -49,29 +51,42 @@ def accepted(model: Any) -> set[str]:
     return set(inspect.signature(type(model).forward).parameters)
 
 
-def inputs_of(model: Any, padding: bool = False, placeholders: int = 4) -> dict[str, Any]:
+def inputs_of(
+    model: Any, padding: bool = False, placeholders: int = 4, given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return keyword arguments of a forward; batch 2.
 
     Args:
         padding: whether the first sequence has padding in front.
         placeholders: how many image (or audio) tokens each sequence has.
+        given: inputs that are known already.
     """
     names, config = accepted(model), model.config
-    fed: dict[str, Any] = {}
-    if "pixel_values" in names:
+    fed: dict[str, Any] = dict(given)
+    if "pixel_values" in names and "pixel_values" not in fed:
         fed.update(_images(config, names))
-    if "input_features" in names and find(config, "num_mel_bins", "n_mels", "input_dim", "feature_size"):
+    if "pixel_values_videos" in names and "pixel_values" not in names and not fed:
+        fed["pixel_values_videos"] = noise(
+            BATCH, find(config, "num_frames", "frames_per_clip", default=2), 3, 32, 32
+        )
+    if (
+        "input_features" in names
+        and "input_features" not in fed
+        and find(config, "num_mel_bins", "n_mels", "input_dim", "feature_size")
+    ):
         fed.update(_features(config, names))
-    if "input_values" in names:
+    for name in ("input_features_mask", "feature_attention_mask"):
+        if name in names and "input_features" in fed and name not in fed:
+            frames = fed["input_features"].shape[-1]
+            fed[name] = torch.ones(BATCH, frames, dtype=torch.long)
+    if "input_values" in names and "input_values" not in fed:
         fed.update(_sound(config))
     if "input_ids" in names and (main_is_text(model) or not fed):
-        fed.update(_text(config, names, fed, padding, placeholders))
+        fed = {**_text(config, names, fed, padding, placeholders), **fed}
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
-        fed["decoder_input_ids"] = token_ids(TARGETS, 7)
+        fed.setdefault("decoder_input_ids", token_ids(TARGETS, 7))
     if "bbox" in names and "input_ids" in fed:
         fed["bbox"] = _boxes(fed["input_ids"].shape[1])
-    if "return_loss" in names:
-        fed.pop("return_loss", None)
     return fed
 
 
@@ -129,7 +144,7 @@ def _images(config: Any, names: set[str]) -> dict[str, Tensor]:
 
 
 def _features(config: Any, names: set[str]) -> dict[str, Tensor]:
-    bins = find(config, "num_mel_bins", "n_mels", "input_dim", "feature_size")
+    bins = find(config, *BINS)
     frames = 2 * find(config, "max_source_positions", default=32)
     return {"input_features": noise(BATCH, bins, frames)}
 
@@ -140,8 +155,8 @@ def _sound(config: Any) -> dict[str, Tensor]:
 
 def _boxes(length: int) -> Tensor:
     generator = torch.Generator().manual_seed(9)
-    corner = torch.randint(0, 50, (BATCH, length, 2), generator=generator)
-    return torch.cat([corner, corner + torch.randint(1, 50, (BATCH, length, 2), generator=generator)], -1)
+    corner = torch.randint(0, 40, (BATCH, length, 2), generator=generator)
+    return torch.cat([corner, corner + torch.randint(1, 9, (BATCH, length, 2), generator=generator)], -1)
 
 
 __all__ = ["accepted", "configs", "find", "inputs_of", "noise", "special", "token_ids"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 
 MODELS = Path(transformers.__file__).parent / "models"
-INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+INTERFACE = re.compile(r"^[^#\n]*\bALL_ATTENTION_FUNCTIONS\.get_interface\(", re.MULTILINE)
 ENDINGS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel")
 PARTS = (
     "Encoder", "Decoder", "TextModel", "VisionModel", "AudioModel", "Backbone", "Stack", "Wrapper",
@@ -49,10 +49,10 @@ class Architecture:
 
     def main_class(self) -> type[PreTrainedModel]:
         """Return the class that runs most of the file: what generates, else the whole model."""
-        classes = [c for c in self.classes() if not c.__name__.endswith(("PreTrainedModel", "PretrainedModel"))]
-        generating = [
-            c for c in classes if issubclass(c, GenerationMixin) and c.__name__.endswith(ENDINGS)
+        classes = [
+            c for c in self.classes() if not c.__name__.endswith(("PreTrainedModel", "PretrainedModel"))
         ]
+        generating = [c for c in classes if issubclass(c, GenerationMixin) and c.__name__.endswith(ENDINGS)]
         if generating:
             return max(generating, key=lambda c: (_composite(c), c.__name__.endswith(ENDINGS[0])))
         whole = [c for c in classes if c.__name__.endswith("Model") and not c.__name__.endswith(PARTS)]
@@ -65,11 +65,10 @@ def _composite(cls: Any) -> int:
 
 @cache
 def architectures() -> dict[str, Architecture]:
-    """Return every modeling file whose code names the interface, by name."""
+    """Return every modeling file whose code asks the interface for its attention function, by name."""
     found = {}
     for path in sorted(MODELS.glob("*/modeling_*.py")):
-        names = (n.id for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Name))
-        if INTERFACE in names:
+        if INTERFACE.search(path.read_text("utf-8")):
             name = path.stem.removeprefix("modeling_")
             found[name] = Architecture(name, f"transformers.models.{path.parent.name}.{path.stem}")
     return found

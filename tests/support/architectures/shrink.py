@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -20,7 +22,8 @@ MOST_KINDS = 5
 RULES: tuple[tuple[str, Any], ...] = (
     (r"^(vocab_size|.*_vocab_size)$", VOCAB),
     (r"type_vocab_size", None),
-    (r"(max_position_embeddings|n_positions|max_seq_len|max_target_positions|n_ctx|max_sequence_length)$", 128),
+    (r"(max_position_embeddings|n_positions|max_seq_len|n_ctx)$", 128),
+    (r"(max_target_positions|max_sequence_length)$", 128),
     (r"max_source_positions$", 32),
     (r"num_mel_bins|n_mels|num_mel", 16),
     (r"(top_?k|per_tok|moe_k)$", 2),
@@ -33,17 +36,22 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"(head_dim|d_kv|v_head_dim|head_size|.*_head_dim|kv_channels)$", HEAD_WIDTH),
     (r"qk_rope_head_dim", 8),
     (r"(q_lora_rank|kv_lora_rank|.*lora_rank)$", 32),
-    (r"(num_hidden_layers|n_layers?|num_layers|depth|(en|de)coder_layers|num_.*layers|.*_num_layers|.*_depth)$", 2),
-    (r"(intermediate_size|ffn_dim|d_ff|mlp_dim|n_inner|.*intermediate_.*|.*ffn_.*|feed_?forward.*)$", FEED_FORWARD),
+    (r"(n_layers?|num_layers|depth|(en|de)coder_layers|num_.*layers|.*_num_layers|.*_depth)$", 2),
+    (r"(ffn_dim|d_ff|mlp_dim|n_inner|.*intermediate_.*|.*ffn_.*|feed_?forward.*)$", FEED_FORWARD),
     (r"(sliding_window|attention_window|local_attention|attention_chunk_size)$", 4),
     (r"image_size|img_size|pretrain_img_size", 32),
     (r"patch_size", 8),
     (r"^(index_topk)$", 4),
     (r"(num_queries|num_latents|num_query_tokens|n_queries)$", 6),
     (r"(codebook_size|num_embeddings|num_codevectors_per_group)$", 32),
-    (r"(stride|kernel|groups|rate|ratio|factor|frames|length|merge|seconds|window|steps?|index|bins|buckets)", None),
+    (r"stride|kernel|groups|rate|ratio|factor|frames|length|merge|seconds|window", None),
+    (r"steps?|index|bins|buckets", None),
     (r"(hidden|_dim|dim|_size|width|channels|d_model|embed|embd|units|filters)", WIDTH),
 )  # fmt: skip
+UNSAID = {
+    "head_dim": HEAD_WIDTH, "num_key_value_heads": HEADS, "vocab_size": VOCAB, "hidden_size": WIDTH,
+    "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "pad_token_id": 0,
+}  # fmt: skip
 PER_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers")
 BASE_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 
@@ -76,13 +84,18 @@ def _build(
         if small is not value:
             arguments[field.name] = small
     if usual is not None:
-        arguments.update(_layers(usual, cls, arguments, overrides))
-        rope = _rope(getattr(usual, "rope_parameters", None))
+        arguments.update(_layers(usual, cls, overrides))
+        if "num_key_value_heads" in arguments and _ask(usual, "num_key_value_heads") == _ask(
+            usual, "num_attention_heads"
+        ):
+            arguments["num_key_value_heads"] = HEADS
+        arguments.update({n: v for n, v in UNSAID.items() if hasattr(cls, n) and _ask(usual, n) is None})
+        rope = _rope(_ask(usual, "rope_parameters"), cls)
         if rope is not None:
             arguments["rope_parameters"] = rope
     for key, spec in nested.items():
         own = overrides.pop(key, {})
-        inner = getattr(usual, key, None) if usual is not None else None
+        inner = _ask(usual, key)
         kind = own.pop("_class", None) if isinstance(own, dict) else None
         kind = kind or (type(inner) if isinstance(inner, PreTrainedConfig) else spec.config_class)
         if own is None or not isinstance(own, dict):
@@ -101,6 +114,14 @@ def _usual(cls: type[PreTrainedConfig], given: dict[str, Any]) -> Any:
     try:
         return cls(**given)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError):
+        return None
+
+
+def _ask(config: Any, name: str) -> Any:
+    """Return a value, or None where a configuration has no single one."""
+    try:
+        return getattr(config, name, None)
+    except (RuntimeError, ValueError):
         return None
 
 
@@ -139,19 +160,17 @@ def special(name: str) -> int:
     return _SPECIAL[name]
 
 
-def _layers(
-    usual: Any, cls: type[PreTrainedConfig], arguments: dict[str, Any], overrides: dict[str, Any]
-) -> dict[str, Any]:
+def _layers(usual: Any, cls: type[PreTrainedConfig], overrides: dict[str, Any]) -> dict[str, Any]:
     """Of layers that differ in kind keep one each, in the lists that say of which kind each layer is."""
     fields = {field.name for field in dataclasses.fields(cls)}
     for counted in PER_LAYER_COUNTS:
-        count = getattr(usual, counted, None)
+        count = _ask(usual, counted)
         if counted not in fields or not isinstance(count, int) or count < 3 or counted in overrides:
             continue
         lists = {
             name: value
             for name in fields - BASE_FIELDS
-            if isinstance(value := getattr(usual, name, None), list | tuple) and len(value) == count
+            if isinstance(value := _ask(usual, name), list | tuple) and len(value) == count
         }
         if not lists:
             return {}
@@ -173,17 +192,24 @@ def _one_of_each(kinds: list[Any]) -> list[int]:
     return kept if len(kept) > 1 else [0, 1]
 
 
-def _rope(rope: Any) -> Any:
+def _rope(rope: Any, cls: type[PreTrainedConfig]) -> Any:
     """Return rotary parameters whose sections fit the small heads, or None where they fit as they are."""
     if not isinstance(rope, dict):
         return None
     if any(isinstance(value, dict) for value in rope.values()):
-        return {key: _rope(value) or value for key, value in rope.items()}
-    rope = dict(rope)
-    if rope.get("mrope_section"):
-        sections = len(rope["mrope_section"])
-        half = HEAD_WIDTH // 2
-        rope["partial_rotary_factor"] = 1.0
-        rope["mrope_section"] = [half // sections + (half % sections if i == 0 else 0) for i in range(sections)]
-        return rope
-    return None
+        return {key: _rope(value, cls) or value for key, value in rope.items()}
+    if not rope.get("mrope_section") and not _has_sections(cls):
+        return None
+    half = HEAD_WIDTH // 2
+    return {
+        **rope,
+        "partial_rotary_factor": 1.0,
+        "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+    }
+
+
+def _has_sections(cls: type[PreTrainedConfig]) -> bool:
+    path = sys.modules[cls.__module__].__file__
+    code = Path(path.replace("configuration_", "modeling_")) if path else None
+    text = "vision" not in cls.__name__.lower() and "audio" not in cls.__name__.lower()
+    return text and code is not None and code.exists() and "mrope_section" in code.read_text("utf-8")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,6 @@ def _work(name: str, pipe: Any) -> None:
     from tests.support.architectures.examine import examine
 
     torch.set_num_threads(1)
-    if not os.environ.get("REGARD_LOUD"):
-        sys.stdout = sys.stderr = open(os.devnull, "w")
-    pipe.send(examine(name))
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        pipe.send(examine(name))
     pipe.close()
