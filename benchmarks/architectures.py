@@ -100,8 +100,9 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     }
     kept = [{key: row[key] for key in KEPT if row.get(key)} for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about, "rows": kept}, indent=1)
-    (folder / "architectures.json").write_text(text + "\n", encoding="utf-8")
+    lines = ",\n".join(map(json.dumps, kept))
+    text = f'{{"about": {json.dumps(about)},\n"rows": [\n{lines}\n]}}\n'
+    (folder / "architectures.json").write_text(text, encoding="utf-8")
     (folder / "architectures.md").write_text(page(rows, about), encoding="utf-8")
 
 

@@ -61,7 +61,7 @@ def regard_attention(
         edits = [*permanent_edits(module), *edits]
     call = call_from_interface(run, site, query, key, value, attention_mask, options)
     _number(call, attachment)
-    if _wants_weights({**run.kwargs, **options}):
+    if run.kwargs.get("output_attentions") or _wants_weights(options):
         lenses = [*lenses, _Dense()]
     out = pipeline.perform(call, edits, lenses)
     if attachment is not None:

@@ -60,7 +60,5 @@ def release(configs: list[Any]) -> None:
 
 def outside(config: Any) -> str | None:
     """Return the implementation that a config has when no session is open; None without a config."""
-    if config is None:
-        return None
-    _, previous, _ = _HELD.get(id(config), (None, config._attn_implementation_internal, 0))
-    return previous
+    held = _HELD.get(id(config))
+    return getattr(config, "_attn_implementation_internal", None) if held is None else held[1]

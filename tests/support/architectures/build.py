@@ -15,7 +15,7 @@ from tests.support.architectures.families import FAMILIES
 from tests.support.architectures.family import Family
 from tests.support.architectures.inputs import BATCH, inputs_of
 from tests.support.architectures.listing import Architecture
-from tests.support.architectures.shrink import tiny_config
+from tests.support.architectures.shrink import WIDTH, tiny_config
 from tests.support.architectures.weights import draw
 
 
@@ -49,21 +49,23 @@ class Tiny:
 
     def inputs(self, padding: bool = False) -> dict[str, Any]:
         """Return keyword arguments of a forward."""
-        fed = inputs_of(self.model, padding, self.placeholders, self.family.given)
-        fed = {name: value for name, value in fed.items() if name not in self.family.drop}
+        fed = inputs_of(self.model, padding, self.placeholders, self.family.given, self.family.drop)
         if self.family.feed is not None:
             fed = self.family.feed(self.model, fed, self.placeholders)
         return fed
 
     def fit(self) -> dict[str, Any]:
-        """Return inputs with as many placeholders as the model asks for."""
-        try:
-            self._try()
-        except ValueError as error:
-            numbers = re.search(r"tokens:? (\d+).*?features:? (\d+)", str(error))
-            if numbers is None:
-                raise
-            self.placeholders = int(numbers[2]) // BATCH
+        """Return inputs with as many placeholders as the model asks for, by its own error message."""
+        for attempt in range(3):
+            try:
+                self._try()
+            except ValueError as error:
+                numbers = re.search(r"tokens:? (\d+).*?features:? (\d+)", str(error))
+                if numbers is None or attempt == 2:
+                    raise
+                counted = max(int(numbers[1]) // (self.placeholders * BATCH), 1)
+                asked = int(numbers[2]) // counted // BATCH
+                self.placeholders = asked if attempt == 0 else asked // WIDTH
         return self.inputs()
 
     def _try(self) -> None:

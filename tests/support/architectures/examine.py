@@ -149,7 +149,8 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
         with regard.watch(case.model, Rows()):
             off["generated"] = distance(generate(case, given), expected)
     if _can_be_sdpa(case):
-        off["sdpa"] = _beside_sdpa(case, plain)
+        off["sdpa"], notes = _beside_sdpa(case, plain)
+        row["notes"] = [*row.get("notes", []), *notes]
     row["off"] = {key: float(f"{value:.2g}") for key, (value, _) in off.items()}
     far = {key: where for key, (value, where) in off.items() if not value <= RELATIVE}
     problems += [f"{key} differs by {off[key][0]:.1e} in {where}" for key, where in far.items()]
@@ -200,17 +201,23 @@ def _can_be_sdpa(case: Tiny) -> bool:
     return case.has_sdpa
 
 
-def _beside_sdpa(case: Tiny, plain: dict[str, Any]) -> tuple[float, str]:
+def _beside_sdpa(case: Tiny, plain: dict[str, Any]) -> tuple[tuple[float, str], list[str]]:
     """The same once more where the model was loaded with SDPA attention."""
-    worst = (0.0, "")
-    for inputs in (plain["inputs"], plain.get("padded", ({}, None))[0]):
+    worst, notes = (0.0, ""), []
+    for inputs, eager in ((plain["inputs"], plain["output"]), plain.get("padded", ({}, None))):
         if inputs:
             expected = forward(case, inputs)
             with regard.watch(case.model, Rows()):
                 found = forward(case, inputs)
             mask = inputs["attention_mask"] if inputs is not plain["inputs"] else None
-            worst = max(worst, distance(found, expected, mask))
-    return worst
+            off = distance(found, expected, mask)
+            if off[0] > RELATIVE >= distance(found, eager, mask)[0]:
+                notes = [
+                    f"its own eager and SDPA attention differ by {off[0]:.0e} when padded; watched: eager"
+                ]
+            else:
+                worst = max(worst, off)
+    return worst, notes
 
 
 def _state(model: Any) -> Any:

@@ -15,7 +15,7 @@ class Family:
         cls: the model class, where it is not the one that `Architecture.main_class` picks.
         config: fields of the configuration, nested as it is.
         given: inputs as they are, instead of those of the general rules.
-        drop: inputs of the general rules that are left out.
+        drop: inputs of the general rules that are left out; what they would bring is never seen.
         feed: `feed(model, inputs, placeholders)` returns the inputs, given those of the general rules.
         plain: the implementation to compare with.
         generates: whether `generate()` is run.

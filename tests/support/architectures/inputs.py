@@ -41,7 +41,7 @@ def noise(*shape: int, seed: int = 5) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def token_ids(length: int = LENGTH, seed: int = 3, high: int = 100) -> Tensor:
+def token_ids(length: int = LENGTH, seed: int = 3, high: int = 60) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, high, (BATCH, length), generator=generator)
 
@@ -52,7 +52,11 @@ def accepted(model: Any) -> set[str]:
 
 
 def inputs_of(
-    model: Any, padding: bool = False, placeholders: int = 4, given: Mapping[str, Any] = MappingProxyType({})
+    model: Any,
+    padding: bool = False,
+    placeholders: int = 4,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    drop: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Return keyword arguments of a forward; batch 2.
 
@@ -60,11 +64,14 @@ def inputs_of(
         padding: whether the first sequence has padding in front.
         placeholders: how many image (or audio) tokens each sequence has.
         given: inputs that are known already.
+        drop: arguments that are not fed.
     """
-    names, config = accepted(model), model.config
+    names, config = accepted(model) - set(drop), model.config
     fed: dict[str, Any] = dict(given)
     if "pixel_values" in names and "pixel_values" not in fed:
         fed.update(_images(config, names))
+    if "image_grid_thw" in names and "pixel_values" in fed:
+        fed.setdefault("image_grid_thw", torch.tensor([[1, 4, 4]] * BATCH))
     if "pixel_values_videos" in names and "pixel_values" not in names and not fed:
         fed["pixel_values_videos"] = noise(
             BATCH, find(config, "num_frames", "frames_per_clip", default=2), 3, 32, 32
@@ -77,7 +84,7 @@ def inputs_of(
         fed.update(_features(config, names))
     for name in ("input_features_mask", "feature_attention_mask"):
         if name in names and "input_features" in fed and name not in fed:
-            frames = fed["input_features"].shape[-1]
+            frames = fed["input_features"].shape[1 if "input_features" in given else -1]
             fed[name] = torch.ones(BATCH, frames, dtype=torch.long)
     if "input_values" in names and "input_values" not in fed:
         fed.update(_sound(config))

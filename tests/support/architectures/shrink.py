@@ -20,8 +20,8 @@ FIRST_SPECIAL = 110
 WIDTH, HEADS, HEAD_WIDTH, FEED_FORWARD = 64, 4, 16, 96
 MOST_KINDS = 5
 RULES: tuple[tuple[str, Any], ...] = (
-    (r"^(vocab_size|.*_vocab_size)$", VOCAB),
     (r"type_vocab_size", None),
+    (r"vocab_size|group_vocab$", VOCAB),
     (r"(max_position_embeddings|n_positions|max_seq_len|n_ctx)$", 128),
     (r"(max_target_positions|max_sequence_length)$", 128),
     (r"max_source_positions$", 32),
@@ -70,7 +70,7 @@ def tiny_config(cls: type[PreTrainedConfig], overrides: dict[str, Any] | None = 
 def _build(
     cls: type[PreTrainedConfig], given: dict[str, Any], overrides: dict[str, Any], options: dict[str, Any]
 ) -> Any:
-    overrides = dict(overrides)
+    overrides, wanted = dict(overrides), set(overrides)
     nested = getattr(cls, "sub_configs_defaults", None) or {}
     usual = _usual(cls, given)
     arguments = {**given}
@@ -96,11 +96,12 @@ def _build(
     for key, spec in nested.items():
         own = overrides.pop(key, {})
         inner = _ask(usual, key)
-        kind = own.pop("_class", None) if isinstance(own, dict) else None
+        kind = own.get("_class") if isinstance(own, dict) else None
         kind = kind or (type(inner) if isinstance(inner, PreTrainedConfig) else spec.config_class)
         if own is None or not isinstance(own, dict):
             arguments[key] = own
-        elif inner is not None or own:
+        elif inner is not None or key in wanted:
+            own = {name: value for name, value in own.items() if name != "_class"}
             arguments[key] = _build(kind, dict(spec.init_kwargs), own, {})
     arguments.update({k: v(arguments) if callable(v) else v for k, v in overrides.items()})
     arguments = {k: v for k, v in arguments.items() if v is not DROP}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tests.support.architectures.family import Family
-from tests.support.architectures.inputs import noise
+import torch
 
+from tests.support.architectures.family import Family
+from tests.support.architectures.inputs import noise, special, token_ids
+
+CODES = {"decoder_input_ids": token_ids(20).view(8, 5)}
+GROUPS = {"upsample_groups": 64}
 MEL = {"input_features": noise(2, 64, 16)}
 
 FAMILIES: dict[str, Family] = {
@@ -20,17 +24,46 @@ FAMILIES: dict[str, Family] = {
             "lasr",
             "nemotron3_5_transcribe",
             "nemotron3_diarization",
-            "nemotron_asr_streaming",
             "parakeet",
         )
     },
+    "nemotron_asr_streaming": Family(cls="NemotronAsrStreamingEncoder", given=MEL),
     "speech_to_text": Family(
         given={"input_features": noise(2, 64, 16)}, config={"input_feat_per_channel": 16}
     ),
     "wav2vec2_bert": Family(given=MEL, config={"feature_projection_input_dim": 16}),
     "seamless_m4t": Family(cls="SeamlessM4TForTextToText"),
     "seamless_m4t_v2": Family(cls="SeamlessM4Tv2ForTextToText"),
-    "mimi": Family(cls="MimiModel", given={"input_values": noise(2, 1, 1600)}),
+    "mimi": Family(cls="MimiModel", given={"input_values": noise(2, 1, 1600)}, config=GROUPS),
+    "csm": Family(drop=("input_values",), config={"codec_config": GROUPS}),
+    "kyutai_speech_to_text": Family(
+        drop=("input_values",),
+        given={"input_ids": token_ids(429).view(2, 13, 33)},
+        config={"codec_config": GROUPS},
+    ),
+    "moshi": Family(cls="MoshiForCausalLM", config={"audio_encoder_config": GROUPS}),
+    "clap": Family(
+        given={"input_features": noise(2, 1, 64, 16)},
+        config={"audio_config": {"spec_size": 32, "window_size": 2, "patch_embeds_hidden_size": 16}},
+    ),
+    "dia": Family(given={"decoder_input_ids": token_ids(45).view(2, 5, 9)}),
+    "fun_asr_nano": Family(
+        given={"input_features": noise(2, 16, 112)}, config={"adaptor_config": {"intermediate_size": 16}}
+    ),
+    "glmasr": Family(config={"audio_config": {"intermediate_size": 256}}),
+    "voxtral": Family(
+        config={"audio_token_id": special("audio_token_id"), "audio_config": {"intermediate_size": 256}}
+    ),
+    "moonshine_streaming": Family(config={"num_key_value_heads": 4}),
+    "musicgen": Family(given=CODES),
+    "musicgen_melody": Family(given=CODES),
+    "qwen3_asr": Family(
+        given={
+            "input_features": noise(2, 16, 100),
+            "input_features_mask": torch.ones(2, 100, dtype=torch.long),
+        }
+    ),
+    "voxtral_realtime": Family(given={"input_ids": token_ids(8)}),
     "pocket_tts_audio_tokenizer": Family(given={"input_values": noise(2, 1, 1600)}),
-    "pe_audio": Family(given={"input_values": noise(2, 1, 1600)}),
+    "pe_audio": Family(given={"input_values": noise(2, 1, 9600)}),
 }
