@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.attention.mechanism import Context
-from regard.engines.rows import expand_heads
+from regard.engines.rows import expand_heads, sink_column
 
 
 def dense_mask(ctx: Context, device: torch.device) -> Tensor | None:
@@ -34,5 +34,5 @@ def softmax_matrix(q: Tensor, k: Tensor, ctx: Context, mask: Tensor | None) -> T
         scores = scores + mask
     if ctx.sink_logits is None:
         return scores.softmax(-1)
-    sinks = ctx.sink_logits.to(kind).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    sinks = sink_column(ctx.sink_logits).to(kind).expand(*scores.shape[:3], 1)
     return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]

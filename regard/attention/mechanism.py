@@ -38,7 +38,7 @@ class Context:
         scale: factor on q k^T, where the mechanism forms it; None for 1 / sqrt(D).
         softcap: c in c * tanh(scores / c), or None.
         bias: added to the scores, broadcastable to [B, H, T, S], or None.
-        sink_logits: one logit a head [H] that joins a softmax, or None.
+        sink_logits: one logit a head [H], or a head and row [B|1, H, T, 1], that joins a softmax, or None.
         dropout: probability, on the weights of a softmax.
     """
 

@@ -38,7 +38,8 @@ class AttentionInputs:
         scale: factor on q k^T.
         softcap: c in c * tanh(scores / c), or None.
         bias: added to the scores, broadcastable to [B, H, T, S], or None.
-        sink_logits: one logit a head [H] that joins the softmax and is then dropped, or None.
+        sink_logits: one logit a head [H], or one a head and row [B|1, H, T, 1], that joins the softmax and
+            is then dropped; or None.
         dropout: probability, applied to the weights.
     """
 
@@ -169,12 +170,19 @@ class RowBlock:
         self._memo.clear()
 
 
+def sink_column(sinks: Tensor) -> Tensor:
+    """Return sink logits, [H] or [B|1, H, T, 1], as a column beside the scores, [B|1, H, T|1, 1]."""
+    return sinks if sinks.ndim == 4 else sinks.reshape(1, -1, 1, 1)
+
+
 def softmax(x: AttentionInputs, block: RowBlock) -> None:
     """Set the weights of a block from its scores."""
     scores = block.scores
     if x.sink_logits is not None:
-        sinks = x.sink_logits if block.heads is None else x.sink_logits[block.heads]
-        column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        sinks = sink_column(x.sink_logits)
+        sinks = sinks if block.heads is None else sinks[:, block.heads]
+        rows = sinks if sinks.shape[2] == 1 else sinks[:, :, block.start : block.stop]
+        column = rows.float().expand(*scores.shape[:3], 1)
         block.set_softmax(torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1])
     elif block._out is not None:
         block.set_softmax(torch.softmax(scores, -1, out=block._out))

@@ -130,6 +130,11 @@ def call_from_interface(
     sinks = options.get("s_aux")
     if sinks is None:
         sinks = options.get("sinks")
+    if sinks is not None and not (sinks.ndim == 1 or (sinks.ndim == 4 and sinks.shape[3] == 1)):
+        raise UnsupportedModel(
+            f"{type(site.module).__name__} passes sink logits of shape {tuple(sinks.shape)}; regard takes "
+            "[H] and [B, H, T, 1]."
+        )
     scaling = options.get("scaling")
     call = Call(
         q=q, k=k, v=v, mask=Mask(q.shape[2], k.shape[2]),

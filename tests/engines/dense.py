@@ -19,7 +19,8 @@ def attention(q, k, v, visible, scale, softcap=None, bias=None, added=None, sink
     each = torch.exp(scores)
     total = each.sum(-1, keepdim=True)
     if sinks is not None:
-        total = total + torch.exp(sinks.double())[:, None, None]
+        column = sinks if sinks.ndim == 4 else sinks[:, None, None]
+        total = total + torch.exp(column.double())
     weights = torch.where(total > 0, each / total, torch.zeros_like(each))
     return scores, weights, torch.einsum("bhij,bhjd->bhid", weights, v)
 

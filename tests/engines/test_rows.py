@@ -47,6 +47,7 @@ CASES = {
     "added": (TensorMask(ADDED, T, S), ALL, {"added": ADDED}),
     "softcap": (CausalMask(T, S, 2), causal(T, S, 2), {"softcap": 0.7}),
     "sinks": (CausalMask(T, S, 2), causal(T, S, 2), {"sinks": bias(H)}),
+    "sinks-a-row": (CausalMask(T, S, 2), causal(T, S, 2), {"sinks": bias(B, H, T, 1)}),
     "sinks-softcap": (TensorMask(NARROW, T, S), NARROW, {"sinks": bias(H), "softcap": 1.5}),
     "bias": (CausalMask(T, S, 2), causal(T, S, 2), {"bias": bias(B, H, T, S)}),
     "bias-a-head": (TensorMask(NARROW, T, S), NARROW, {"bias": bias(1, H, T, S)}),
@@ -107,7 +108,7 @@ def test_blocks_equal_the_definition(name, size, kv_heads):
 
 @pytest.mark.parametrize("heads", [[0], [3, 1], [1, 2, 3], [0, 1, 2, 3]])
 @pytest.mark.parametrize("span", [None, (2, 5), (6, 7)])
-@pytest.mark.parametrize("name", ["causal", "window", "sinks-softcap", "bias", "bias-and-all"])
+@pytest.mark.parametrize("name", ["causal", "window", "sinks-softcap", "sinks-a-row", "bias", "bias-and-all"])
 def test_some_heads_and_rows(name, heads, span):
     x, (_, weights, outputs) = case(name)
     index = torch.tensor(heads)

@@ -13,7 +13,7 @@ from transformers.generation import GenerationMixin
 
 from tests.support.architectures.families import FAMILIES
 from tests.support.architectures.family import Family
-from tests.support.architectures.inputs import BATCH, inputs_of
+from tests.support.architectures.inputs import BATCH, fresh, inputs_of
 from tests.support.architectures.listing import Architecture
 from tests.support.architectures.shrink import WIDTH, tiny_config
 from tests.support.architectures.weights import draw
@@ -71,7 +71,7 @@ class Tiny:
     def _try(self) -> None:
         with torch.no_grad():
             torch.manual_seed(11)
-            self.model(**self.inputs())
+            self.model(**fresh(self.inputs()))
 
 
 def tiny(architecture: Architecture) -> Tiny:
@@ -88,4 +88,6 @@ def tiny(architecture: Architecture) -> Tiny:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
+        if model.config.is_encoder_decoder and model.generation_config.decoder_start_token_id is None:
+            model.generation_config.decoder_start_token_id = 1
     return Tiny(model, family, family.plain)

@@ -13,6 +13,9 @@ from regard.errors import RegardError
 from tests.support.architectures import compare
 from tests.support.architectures.build import Tiny, tiny
 from tests.support.architectures.compare import Rows, distance, eager_weights
+from tests.support.architectures.families import FAMILIES
+from tests.support.architectures.family import Family
+from tests.support.architectures.inputs import fresh
 from tests.support.architectures.listing import architectures
 
 RELATIVE = 1e-5
@@ -27,7 +30,7 @@ def examine(name: str) -> dict[str, Any]:
         row["class"] = type(case.model).__name__
         plain = _plain(case, row)
     except Exception as error:
-        row["reason"] = _words(error)
+        row["reason"] = FAMILIES.get(name, Family()).impossible or _words(error)
         row["trace"] = traceback.format_exc()[-1500:]
     else:
         try:
@@ -48,9 +51,7 @@ def _words(error: BaseException) -> str:
 def forward(case: Tiny, inputs: dict[str, Any], **options: Any) -> Any:
     torch.manual_seed(11)
     with torch.no_grad():
-        return case.model(
-            **{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}, **options
-        )
+        return case.model(**fresh(inputs), **options)
 
 
 def _plain(case: Tiny, row: dict[str, Any]) -> dict[str, Any]:
@@ -99,11 +100,7 @@ def _generated(case: Tiny, plain: dict[str, Any]) -> Any:
 
 
 def generate(case: Tiny, inputs: dict[str, Any]) -> Any:
-    inputs = {
-        k: v.clone() if isinstance(v, torch.Tensor) else v
-        for k, v in inputs.items()
-        if not k.startswith("decoder_")
-    }
+    inputs = fresh({key: value for key, value in inputs.items() if not key.startswith("decoder_")})
     options = {"max_new_tokens": 4, "do_sample": False, **case.generate_options}
     torch.manual_seed(11)
     if case.logits:
@@ -114,6 +111,7 @@ def generate(case: Tiny, inputs: dict[str, Any]) -> Any:
 
 def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
     before = _state(case.model)
+    row["notes"] = [f"generate() fails by itself: {row['no_generated']}"] if "no_generated" in row else []
     inputs = plain["inputs"]
     off: dict[str, tuple[float, str]] = {}
     with regard.watch(case.model) as idle:
@@ -137,9 +135,9 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
         with regard.watch(case.model, Rows()):
             off["padded"] = distance(forward(case, padded_inputs), padded, padded_inputs["attention_mask"])
     if sinks:
-        row["notes"] = [
+        row["notes"].append(
             "the model returns weights without the part that its sinks take; a lens sees them with it"
-        ]
+        )
     elif "attentions" in plain:
         with regard.watch(case.model, Rows()):
             again = compare.attentions(forward(case, inputs, output_attentions=True))
@@ -150,7 +148,7 @@ def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:
             off["generated"] = distance(generate(case, given), expected)
     if _can_be_sdpa(case):
         off["sdpa"], notes = _beside_sdpa(case, plain)
-        row["notes"] = [*row.get("notes", []), *notes]
+        row["notes"] += notes
     row["off"] = {key: float(f"{value:.2g}") for key, (value, _) in off.items()}
     far = {key: where for key, (value, where) in off.items() if not value <= RELATIVE}
     problems += [f"{key} differs by {off[key][0]:.1e} in {where}" for key, where in far.items()]

@@ -14,13 +14,13 @@ class Family:
     Attributes:
         cls: the model class, where it is not the one that `Architecture.main_class` picks.
         config: fields of the configuration, nested as it is.
-        given: inputs as they are, instead of those of the general rules.
+        given: inputs as they are, instead of those of the general rules; a function makes one afresh.
         drop: inputs of the general rules that are left out; what they would bring is never seen.
         feed: `feed(model, inputs, placeholders)` returns the inputs, given those of the general rules.
         plain: the implementation to compare with.
         generates: whether `generate()` is run.
         generate_options: further arguments of `generate()`.
-        impossible: why it cannot be built here, where it cannot.
+        impossible: why it is not run here, in words, where it is not.
     """
 
     cls: str | None = None

@@ -46,6 +46,14 @@ def token_ids(length: int = LENGTH, seed: int = 3, high: int = 60) -> Tensor:
     return torch.randint(5, high, (BATCH, length), generator=generator)
 
 
+def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs that a forward may change."""
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value() if callable(value) else value
+        for key, value in inputs.items()
+    }
+
+
 def accepted(model: Any) -> set[str]:
     """Return the names of the arguments of a model's forward."""
     return set(inspect.signature(type(model).forward).parameters)
@@ -166,4 +174,4 @@ def _boxes(length: int) -> Tensor:
     return torch.cat([corner, corner + torch.randint(1, 9, (BATCH, length, 2), generator=generator)], -1)
 
 
-__all__ = ["accepted", "configs", "find", "inputs_of", "noise", "special", "token_ids"]
+__all__ = ["accepted", "configs", "find", "fresh", "inputs_of", "noise", "special", "token_ids"]

@@ -176,7 +176,11 @@ def _layers(usual: Any, cls: type[PreTrainedConfig], overrides: dict[str, Any]) 
         if not lists:
             return {}
         kept = _one_of_each(list(zip(*map(_hashable, lists.values()), strict=True)))
-        found: dict[str, Any] = {name: [value[i] for i in kept] for name, value in lists.items()}
+        found: dict[str, Any] = {
+            name: shrunk(name, here) if re.search("heads|dim|size", name) else here
+            for name, value in lists.items()
+            for here in ([value[i] for i in kept],)
+        }
         return {**found, counted: len(kept)}
     return {}
 

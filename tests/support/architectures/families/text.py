@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3n": Family(cls="Gemma3nForCausalLM"),
     "gemma4": Family(cls="Gemma4ForCausalLM"),
     "embedding_gemma2": Family(cls="EmbeddingGemma2TextModel"),
+    "marian": Family(cls="MarianMTModel"),
     "emu3": Family(cls="Emu3ForCausalLM"),
     "glm5_next": Family(config={"text_config": {"index_kpool": 2, "index_topk": 4}}),
     "qwen4_exp": Family(
@@ -49,6 +50,12 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "muse_glimmer_assistant": Family(
-        given={"noise_embeds": noise(2, 6, 64), "context_hidden_states": noise(2, 9, 320)}, generates=False
+        given={
+            "noise_embeds": noise(2, 6, 64),
+            "context_hidden_states": noise(2, 9, 320),
+            "attention_mask": torch.ones(2, 15),
+        },
+        generates=False,
     ),
+    "esmfold2": Family(impossible="folds proteins: this sweep makes no atoms and chains"),
 }

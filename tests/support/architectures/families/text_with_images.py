@@ -59,9 +59,12 @@ FAMILIES: dict[str, Family] = {
             },
         },
     ),
-    "molmo2": Family(config={"adapter_config": {"vision_feature_layer": [1, 0]}}, drop=("pixel_values",)),
-    "muse_glimmer": Family(given=TWO_FRAMES),
-    "muse_spark": Family(given=TWO_FRAMES),
+    "molmo2": Family(
+        config={"adapter_config": {"vision_feature_layer": [1, 0]}},
+        drop=("pixel_values", "pixel_values_videos"),
+    ),
+    "muse_glimmer": Family(given=TWO_FRAMES, config={"out_hidden_size": 256}),
+    "muse_spark": Family(given=TWO_FRAMES, drop=("input_values",), config={"out_hidden_size": 256}),
     "paddleocr_vl": Family(given=PATCHES),
     "kimi_k25": Family(given=PATCHES),
     "pix2struct": Family(
@@ -88,6 +91,8 @@ FAMILIES: dict[str, Family] = {
     "neomme": Family(given={"pixel_values": noise(8, 192)}),
     "glm_image": Family(drop=("pixel_values", "image_grid_thw")),
     "granite_docling": Family(drop=("pixel_values",)),
-    "inkling2": Family(given={"pixel_values": noise(8, 16, 16, 3)}),
+    "inkling2": Family(
+        given={"pixel_values": noise(8, 16, 16, 3), "image_grid_thw": torch.tensor([[1, 2, 2]] * 2)}
+    ),
     "inkling": Family(drop=("pixel_values",)),
 }
