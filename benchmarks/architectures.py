@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-KEPT = ("name", "class", "verdict", "reason", "attention", "sites", "silent", "unreachable", "off", "notes")
+KEPT = ("name", "class", "verdict", "reason", "sites", "silent", "unreachable", "off", "notes")
 VERDICTS = {
     "works": "watched, it gives what it gives alone",
     "refused": "refused by regard with a reason",

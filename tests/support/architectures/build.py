@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,16 +23,12 @@ class Tiny:
     """A tiny model.
 
     Attributes:
-        plain: the implementation that it runs by itself.
         placeholders: image or audio tokens of a sequence, found by `fit`.
     """
 
     model: Any
     family: Family
-    plain: str
     placeholders: int = 4
-    logits: bool = True
-    feed: Callable[..., dict[str, Any]] | None = field(default=None)
 
     @property
     def generates(self) -> bool:
@@ -41,18 +36,11 @@ class Tiny:
 
     @property
     def has_sdpa(self) -> bool:
-        return self.plain == "eager" and bool(self.model._supports_sdpa)
-
-    @property
-    def generate_options(self) -> dict[str, Any]:
-        return self.family.generate_options
+        return bool(self.model._supports_sdpa)
 
     def inputs(self, padding: bool = False) -> dict[str, Any]:
         """Return keyword arguments of a forward."""
-        fed = inputs_of(self.model, padding, self.placeholders, self.family.given, self.family.drop)
-        if self.family.feed is not None:
-            fed = self.family.feed(self.model, fed, self.placeholders)
-        return fed
+        return inputs_of(self.model, padding, self.placeholders, self.family.given, self.family.drop)
 
     def fit(self) -> dict[str, Any]:
         """Return inputs with as many placeholders as the model asks for, by its own error message."""
@@ -83,11 +71,11 @@ def tiny(architecture: Architecture) -> Tiny:
             c for c in architecture.classes() if c.__name__ == family.cls
         )
     torch.manual_seed(0)
-    config = tiny_config(cls.config_class, family.config, attn_implementation=family.plain)
+    config = tiny_config(cls.config_class, family.config, attn_implementation="eager")
     model = draw(cls(config))
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
         if model.config.is_encoder_decoder and model.generation_config.decoder_start_token_id is None:
             model.generation_config.decoder_start_token_id = 1
-    return Tiny(model, family, family.plain)
+    return Tiny(model, family)

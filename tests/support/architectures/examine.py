@@ -57,7 +57,6 @@ def forward(case: Tiny, inputs: dict[str, Any], **options: Any) -> Any:
 def _plain(case: Tiny, row: dict[str, Any]) -> dict[str, Any]:
     """Run the model by its own attention: a forward, one padded, one that gives attentions, a generate."""
     inputs = case.fit()
-    row["attention"] = case.plain
     with eager_weights(case.model) as eager:
         output = forward(case, inputs)
     if not compare.finite(output):
@@ -101,12 +100,11 @@ def _generated(case: Tiny, plain: dict[str, Any]) -> Any:
 
 def generate(case: Tiny, inputs: dict[str, Any]) -> Any:
     inputs = fresh({key: value for key, value in inputs.items() if not key.startswith("decoder_")})
-    options = {"max_new_tokens": 4, "do_sample": False, **case.generate_options}
     torch.manual_seed(11)
-    if case.logits:
-        options.update(return_dict_in_generate=True, output_logits=True)
     with torch.no_grad():
-        return case.model.generate(**inputs, **options)
+        return case.model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
 
 
 def _watched(case: Tiny, plain: dict[str, Any], row: dict[str, Any]) -> None:

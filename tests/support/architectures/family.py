@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +15,7 @@ class Family:
         config: fields of the configuration, nested as it is.
         given: inputs as they are, instead of those of the general rules; a function makes one afresh.
         drop: inputs of the general rules that are left out; what they would bring is never seen.
-        feed: `feed(model, inputs, placeholders)` returns the inputs, given those of the general rules.
-        plain: the implementation to compare with.
         generates: whether `generate()` is run.
-        generate_options: further arguments of `generate()`.
         impossible: why it is not run here, in words, where it is not.
     """
 
@@ -27,8 +23,5 @@ class Family:
     config: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
-    feed: Callable[[Any, dict[str, Any], int], dict[str, Any]] | None = None
-    plain: str = "eager"
     generates: bool = True
-    generate_options: dict[str, Any] = field(default_factory=dict)
     impossible: str = ""
