@@ -25,6 +25,7 @@ from regard.runtime.permanent import KEY, drop, in_force, keep, kept_edit, resol
 
 if TYPE_CHECKING:
     from regard.attention.swap import SwapSession
+    from regard.runtime.site import Site
 
 MARKS = ("layer_idx", "is_causal", "is_decoder", "is_cross_attention")
 Entry = dict[str, Any]
@@ -41,14 +42,11 @@ def keep_swap(session: SwapSession) -> nn.Module:
             )
         if any(True for _ in session.mechanisms[site.alias].parameters()):
             raise UnsupportedModel(f"{session.spec!r} has parameters, which a config cannot hold.")
-    entries = _entries(session)
+    written = _written(session)
     for site in session.swapped:
         _install(site.module, session.spec, session.mechanisms[site.alias])
-    root_config = getattr(session.root, "config", None)
-    if root_config is not None and all(config is not root_config for config, _ in entries):
-        entries.append((root_config, []))
-    for config, modules in entries:
-        before = (config.regard or {}).get("before", config._attn_implementation)
+    for config, modules in written:
+        before = (getattr(config, KEY, None) or {}).get("before", config._attn_implementation)
         setattr(config, KEY, {"before": before, "swap": modules})
         config._attn_implementation_internal = NAME
     return session.root
@@ -94,23 +92,56 @@ def _refuse_open(root: nn.Module, what: str) -> None:
         )
 
 
-def _entries(session: SwapSession) -> list[tuple[Any, list[Entry]]]:
-    """What each config is to hold, earlier swaps included."""
-    swapped = {site.module for site in session.swapped}
-    if any(getattr(module, "config", None) is None for module in swapped):
-        raise UnsupportedModel(f"{type(session.root).__name__} has attention modules without a config.")
-    configs = {id(module.config): module.config for module in swapped}
-    return [(config, _modules_of(config, session)) for config in configs.values()]
-
-
-def _modules_of(config: Any, session: SwapSession) -> list[Entry]:
-    """The swapped modules of one config, each kind once."""
-    swapped = {site.module for site in session.swapped}
-    told: dict[str, tuple[Entry, Spec | None, str]] = {}
+def _written(session: SwapSession) -> list[tuple[Any, list[Entry]]]:
+    """What each config is to hold, earlier swaps included; the root's says that there is something."""
+    saved = _saved(getattr(session.root, "config", None))
+    readers: dict[int, list[Site]] = {}
+    owners: dict[int, Any] = {}
     for site in session.anatomy.sites:
-        if getattr(site.module, "config", None) is not config:
-            continue
-        spec = session.spec if site.module in swapped else _kept_spec(site.module)
+        owner = _owner(site.module, saved)
+        if owner is not None:
+            readers.setdefault(id(owner), []).append(site)
+        if site.alias in session.mechanisms or _kept_spec(site.module) is not None:
+            if owner is None:
+                raise UnsupportedModel(
+                    f"{type(site.module).__name__} reads no config that is saved with the model, so a swap "
+                    "of it cannot be kept."
+                )
+            owners[id(owner)] = owner
+    written = []
+    for key, owner in owners.items():
+        modules = _modules_of(readers[key], session)
+        configs = {id(c): c for c in (owner, *(site.module.config for site in readers[key]))}
+        written += [(config, modules) for config in configs.values()]
+    if saved and all(config is not saved[0] for config, _ in written):
+        written.append((saved[0], []))
+    return written
+
+
+def _saved(config: Any) -> list[Any]:
+    """A config and those inside of it: what `save_pretrained` writes."""
+    if not hasattr(config, "_attn_implementation_internal"):
+        return []
+    return [config, *(c for value in vars(config).values() for c in _saved(value))]
+
+
+def _owner(module: nn.Module, saved: list[Any]) -> Any:
+    """The saved config that a module will read after loading, or None.
+
+    T5's stacks read copies of the model's.
+    """
+    config = getattr(module, "config", None)
+    if config is None or not saved or any(config is c for c in saved):
+        return config
+    alike = [c for c in saved if type(c) is type(config)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _modules_of(sites: list[Site], session: SwapSession) -> list[Entry]:
+    """The swapped modules among those that read one config, each kind once."""
+    told: dict[str, tuple[Entry, Spec | None, str]] = {}
+    for site in sites:
+        spec = session.spec if site.alias in session.mechanisms else _kept_spec(site.module)
         entry = _mark(site.module)
         _, other, alias = told.setdefault(repr(entry), (entry, spec, site.alias))
         if other != spec:
