@@ -30,7 +30,7 @@ from regard.attention.matrices import dense_mask
 from regard.attention.mechanism import Context, Mechanism, State
 from regard.attention.registry import Spec, mechanism
 from regard.engines.rows import expand_heads
-from regard.engines.scan import linear_scan
+from regard.engines.scan import scan
 
 
 class LinearAttentionHeads(Mechanism):
@@ -57,14 +57,14 @@ class LinearAttentionHeads(Mechanism):
             return _normalised(_features(q) @ expand_heads(state, q.shape[1]), q.dtype)
         start, stop = ctx.offset, ctx.offset + q.shape[2]
         before = keys[:, :, :start].transpose(-1, -2) @ values[:, :, :start]
-        out, _ = linear_scan(_features(q), keys[:, :, start:stop], values[:, :, start:stop], before)
+        out, _ = scan(_features(q), keys[:, :, start:stop], values[:, :, start:stop], state=before)
         return _normalised(out, q.dtype)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, ctx: Context | None = None
     ) -> tuple[Tensor, State]:
         keys, values = _written(k, v, self.context(q, k, ctx))
-        out, new = linear_scan(_features(q), keys, values, None if state is None else state[0])
+        out, new = scan(_features(q), keys, values, state=None if state is None else state[0])
         return _normalised(out, q.dtype), (new,)
 
 
