@@ -19,8 +19,9 @@ section 3; by channel, Yang et al., 2023, arXiv 2312.06635, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,15 +89,13 @@ def scan(
     decay = _by_step(decay, length, valid)
     q = q.unflatten(1, (kv_heads, heads // kv_heads))
     size = min(chunk, _power(length))
+    lengths = _lengths(length, size, q.numel() // length, q.device.type)
+    parts = [_split(x, lengths, dim) for x, dim in ((q, 3), (k, 2), (v, 2), (decay, 2), (starts, 1))]
     outs = []
-    for start, stop in _pieces(length, size, q.numel() // length, q.device.type):
-        part = slice(start, stop)
-        piece = _Piece(
-            q[:, :, :, part].to(kind), k[:, :, part].to(kind), v[:, :, part].to(kind),
-            None if decay is None else decay[:, :, part], None if starts is None else starts[:, part],
-            steady and (stop - start) % size == 0,
-        )  # fmt: skip
-        out, state = piece.one(state) if stop - start == 1 else piece.chunked(state, size)
+    for count, (q_, k_, v_, decay_, starts_) in zip(lengths, zip(*parts, strict=True), strict=True):
+        steady_here = steady and count % size == 0
+        piece = _Piece(q_.to(kind), k_.to(kind), v_.to(kind), decay_, starts_, steady_here)
+        out, state = piece.one(state) if count == 1 else piece.chunked(state, size)
         outs.append(out)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, 3)
     return out.flatten(1, 2), state
@@ -130,14 +129,17 @@ def _check(
         )
 
 
-def _pieces(length: int, size: int, each: int, device: str) -> Iterator[tuple[int, int]]:
-    """Ranges of about NUMBERS numbers, which a cache holds; all but the last are whole chunks."""
+def _lengths(length: int, size: int, each: int, device: str) -> list[int]:
+    """Lengths of pieces of about NUMBERS numbers, which a cache holds; all but the last are whole chunks."""
     whole = length // size * size
     long = max(1, NUMBERS.get(device, NUMBERS["cuda"]) // (each * size)) * size
-    for start in range(0, whole, long):
-        yield start, min(start + long, whole)
-    if whole < length:
-        yield whole, length
+    found = [min(long, whole - start) for start in range(0, whole, long)]
+    return found + [length - whole] * (whole < length)
+
+
+def _split(x: Tensor | None, lengths: list[int], dim: int) -> Sequence[Any]:
+    """Cut `x` along `dim`; the gradient is put together once, where each slice would fill all of it."""
+    return [None] * len(lengths) if x is None else x.split(lengths, dim)
 
 
 def _power(length: int) -> int:
@@ -189,12 +191,11 @@ class _Piece:
         ages = _Ages.of(decay, self.starts, short, size)
         near = ages.near(q, k[:, :, None], v[:, :, None])
         written, kept = ages.to_end(k).transpose(-1, -2) @ v, ages.kept(state.dtype)
+        shares = [None] * k.shape[2] if kept is None else kept.expand(-1, -1, k.shape[2], -1, -1).unbind(2)
         states = []
-        for n in range(k.shape[2]):
+        for added, share in zip(written.unbind(2), shares, strict=True):
             states.append(state)
-            state = written[:, :, n] + (
-                state if kept is None else state * kept[:, :, min(n, kept.shape[2] - 1)]
-            )
+            state = added + (state if share is None else state * share)
         seen = torch.stack(states, 2)[:, :, None].expand(-1, -1, q.shape[2], -1, -1, -1)
         flat = (x.flatten(0, 3) for x in (near, ages.from_start(q), seen))
         out = torch.baddbmm(*flat).view(near.shape)
