@@ -28,7 +28,7 @@ from regard.attention.dsf.ltv import LTV
 from regard.attention.dsf.registry import system_of
 from regard.attention.dsf.rows import normalized_attention as system_of_rows
 from regard.attention.registry import Spec, mechanism
-from regard.engines.scan import linear_scan
+from regard.engines.scan import scan
 from regard.errors import RegardError, ShapeMismatch
 
 ETAS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,7 +73,7 @@ def normalized_attention(
         raise ShapeMismatch(
             f"the state must be {[*q.shape[:2], q.shape[3], v.shape[3]]}, and is {list(state.shape)}."
         )
-    out, last = linear_scan(q, k, v, state)
+    out, last = scan(q, k, v, state=state)
     return (out / ETAS[eta](logits.to(out.dtype))[..., None]).to(v.dtype), last
 
 
