@@ -62,6 +62,7 @@ class CausalMask(Mask):
         super().__init__(queries, keys)
         self.shift = shift
         self.device = device
+        self._hidden: dict[tuple[int, int, int], Tensor] = {}
 
     def bounds(self, start: int, stop: int) -> tuple[int, int]:
         return 0, min(self.keys, max(1, stop + self.shift))
@@ -77,9 +78,13 @@ class CausalMask(Mask):
         corner = max(first, start + self.shift + 1)
         if corner >= last:
             return scores
-        mask = self.rows(start, stop, corner, last)
-        if mask is not None:
-            scores[..., corner - first :].masked_fill_(~mask.to(scores.device), MASKED)
+        key = (stop - start, corner - start, last - corner)
+        if key not in self._hidden:
+            mask = self.rows(start, stop, corner, last)
+            if mask is None:
+                return scores
+            self._hidden[key] = ~mask.to(scores.device)
+        scores[..., corner - first :].masked_fill_(self._hidden[key], MASKED)
         return scores
 
     def for_sdpa(self) -> tuple[Tensor | None, bool]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 from regard.engines import stats
 from regard.engines.masks import Mask
 
-BLOCK_BYTES = {"cpu": 6 * 2**20, "cuda": 2**28}
-MIN_ROWS, MAX_ROWS = 16, 64
+BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 2**28}
+MIN_ROWS, MAX_ROWS = 16, 128
+SCRATCH = 2**18
 
 
 @dataclass(eq=False)
@@ -192,23 +193,25 @@ def softmax(x: AttentionInputs, block: RowBlock) -> None:
 
 @dataclass
 class _Buffers:
-    """Memory that the blocks of one call share; nothing where autograd must keep every block.
+    """Memory that blocks share; nothing where autograd must keep every block.
 
-    Later blocks see more keys, so a buffer is made for `largest` elements from the start.
+    Later blocks see more keys, so what is as large as a block's scores is made for `largest` elements from
+    the start.
     """
 
     reuse: bool
     device: torch.device
-    largest: int = 0
-    store: dict[str, Tensor] = field(default_factory=dict)
+    largest: int
+    store: dict[Any, Tensor]
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
         if not self.reuse:
             return None
-        size = math.prod(shape)
-        if name not in self.store or self.store[name].numel() < size:
-            self.store[name] = torch.empty(max(size, self.largest), dtype=dtype, device=self.device)
-        return self.store[name][:size].view(shape)
+        size, key = math.prod(shape), (name, dtype, self.device)
+        if key not in self.store or self.store[key].numel() < size:
+            room = max(size, self.largest) if name in ("scores", "weights") else size
+            self.store[key] = torch.empty(room, dtype=dtype, device=self.device)
+        return self.store[key][:size].view(shape)
 
 
 def row_blocks(
@@ -218,6 +221,7 @@ def row_blocks(
     rows: tuple[int, int] | None = None,
     block_rows: int | None = None,
     reuse: bool | None = None,
+    memory: dict[Any, Tensor] | None = None,
 ) -> Iterator[RowBlock]:
     """Yield blocks of ascending query rows, with their `scores`.
 
@@ -230,13 +234,15 @@ def row_blocks(
         rows: range of query rows, default all.
         block_rows: rows in a block; by default as many as fit a fixed number of bytes.
         reuse: share memory between blocks; by default where autograd does not need them.
+        memory: what is shared, kept here for the next call; by default it goes with this one.
     """
     q, k, group = _select(x, heads)
     batch, count = q.shape[0], q.shape[1]
     first_row, last_row = rows or (0, q.shape[2])
     if reuse is None:
         reuse = not (torch.is_grad_enabled() and _needs_grad(x))
-    buffers = _Buffers(reuse, q.device, _largest(x, batch * count, first_row, last_row, block_rows))
+    largest = _largest(x, batch * count, first_row, last_row, block_rows)
+    buffers = _Buffers(reuse, q.device, largest, {} if memory is None else memory)
     keys = k.reshape(batch * (count // group), k.shape[2], k.shape[3]).transpose(1, 2)
     start = first_row
     while start < last_row:
@@ -245,7 +251,7 @@ def row_blocks(
         block = RowBlock(start, stop, first, last)
         block.heads = heads
         shape = (batch, count, stop - start, last - first)
-        block._scratch = buffers.get("scratch", shape)
+        block._scratch = buffers.get("scratch", (max(SCRATCH, (stop - start) * (last - first)),))
         block._out = buffers.get("weights", shape)
         block.scores = _scores(x, q, keys, group, block, buffers)
         yield block
@@ -288,13 +294,16 @@ def _scores(
 ) -> Tensor:
     batch, heads, _, dim = q.shape
     rows, width = block.stop - block.start, block.key_stop - block.key_start
-    queries = q[:, :, block.start : block.stop].reshape(batch * heads // group, group * rows, dim)
-    keys = keys[:, :, block.key_start : block.key_stop]
-    out = buffers.get("scores", (queries.shape[0], group * rows, width), q.dtype)
-    if out is not None:
-        scores = torch.baddbmm(out, queries, keys, beta=0, alpha=x.scale, out=out)
+    flat = (batch * heads // group, group * rows)
+    some, keys = q[:, :, block.start : block.stop], keys[:, :, block.key_start : block.key_stop]
+    out = buffers.get("scores", (*flat, width), q.dtype)
+    if out is None:
+        scores = torch.bmm(some.reshape(*flat, dim), keys) * x.scale
+    elif q.dtype == torch.float32:
+        scaled = torch.mul(some, x.scale, out=buffers.get("queries", tuple(some.shape)))
+        scores = torch.bmm(scaled.view(*flat, dim), keys, out=out)
     else:
-        scores = torch.bmm(queries, keys) * x.scale
+        scores = torch.baddbmm(out, some.reshape(*flat, dim), keys, beta=0, alpha=x.scale, out=out)
     scores = scores.view(batch, heads, rows, width).float()
     if x.softcap is not None:
         scores = torch.tanh(scores / x.softcap) * x.softcap

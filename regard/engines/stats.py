@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TRUSTED = 1e-12
+
 
 def column_sum(weights: Tensor, valid_rows: Tensor | None = None) -> Tensor:
     """Return the sum over rows of `weights` [B, H, R, K], [B, H, K].
@@ -13,8 +15,9 @@ def column_sum(weights: Tensor, valid_rows: Tensor | None = None) -> Tensor:
         valid_rows: bool [B, R], rows to count; default all.
     """
     if valid_rows is None:
-        return weights.sum(2)
-    keep = valid_rows.to(weights.dtype)[:, None, None, :]
+        keep = weights.new_ones(()).expand(weights.shape[0], weights.shape[1], 1, weights.shape[2])
+    else:
+        keep = valid_rows.to(weights.dtype)[:, None, None, :]
     return torch.matmul(keep, weights)[:, :, 0]
 
 
@@ -26,9 +29,15 @@ def entropy(weights: Tensor) -> Tensor:
 def logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log of the softmax denominator [B, H, R] of rows whose softmax is already known.
 
-    As weights = exp(scores - lse), any one column gives lse; the largest does without underflow. A row
-    that sees nothing but a sink logit has no such column: its value is finite and means nothing.
+    As weights = exp(scores - lse), any one column gives lse whose weight is not tiny. The last ones, where
+    a causal row has its own key, are tried before the largest is looked for. A row that sees nothing but a
+    sink logit has no such column: its value is finite and means nothing.
     """
+    last = weights.shape[2] + 1
+    if weights.shape[3] > 2 * last:
+        best = weights[..., -last:].amax(-1)
+        if bool((best > TRUSTED).all()):
+            return scores[..., -last:].amax(-1) - best.log()
     return scores.amax(-1) - weights.amax(-1).clamp_min(torch.finfo(weights.dtype).tiny).log()
 
 
@@ -44,15 +53,27 @@ def softmax_entropy(
     -sum w log w = lse * sum w - sum w * scores. Accurate to about 1e-6 times the largest score.
 
     Args:
-        scratch: memory of the shape of `scores` to work in.
+        scratch: memory to work in, room for at least the R * K numbers of one head.
         rows_sum_to_one: whether no sink logit takes a share.
     """
     if scratch is None or (torch.is_grad_enabled() and weights.requires_grad):
-        product = weights * scores
+        mean_score = (weights * scores).sum(-1)
     else:
-        product = torch.mul(weights, scores, out=scratch)
-    mean_score = product.sum(-1)
+        mean_score = _row_products(weights, scores, scratch)
     return lse * (1.0 if rows_sum_to_one else weights.sum(-1)) - mean_score
+
+
+def _row_products(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
+    """Return sum_k a_k b_k of each row of [B, H, R, K], a few heads at a time, so that they stay in cache."""
+    shape, size = a.shape[:3], a.shape[2] * a.shape[3]
+    a, b, memory = a.flatten(0, 1), b.flatten(0, 1), scratch.flatten()
+    out = a.new_empty(a.shape[:2])
+    step = max(1, len(memory) // max(1, size))
+    for head in range(0, len(a), step):
+        part = a[head : head + step]
+        product = torch.mul(part, b[head : head + step], out=memory[: part.numel()].view(part.shape))
+        torch.sum(product, -1, out=out[head : head + step])
+    return out.view(shape)
 
 
 def row_sum(weights: Tensor) -> Tensor:

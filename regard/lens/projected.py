@@ -1,9 +1,9 @@
 """Norms after the output projection, without applying it.
 
-    || W_h x ||^2 = x^T (W_h^T W_h) x
+    W_h = Q_h R_h       || W_h x || = || R_h x ||        Q_h has orthonormal columns
 
-with W_h [D_model, Dv] the part of the output projection that head h is mapped by. The Gram matrix
-[Dv, Dv] of each head is computed once, so that a norm costs Dv^2 rather than D_model * Dv.
+with W_h [D_model, Dv] the part of the output projection that head h is mapped by. The factor R_h [Dv, Dv]
+of each head is computed once, so that a norm costs Dv^2 rather than D_model * Dv.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from regard.errors import ShapeMismatch
 from regard.runtime.anatomy import Anatomy
-from regard.runtime.anatomy.parts import gram
 from regard.runtime.call import Call
 
 ROWS = 1024
-_GRAMS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = weakref.WeakKeyDictionary()
+_FACTORS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = weakref.WeakKeyDictionary()
 
 
-def head_grams(anatomy: Anatomy, call: Call) -> Tensor:
-    """Return W_h^T W_h of a call's site, float32 [H, Dv, Dv]; kept until the projection changes.
+def head_factors(anatomy: Anatomy, call: Call) -> Tensor:
+    """Return R_h^T of a call's site, float32 [H, Dv, r], r <= Dv; kept until the projection changes.
 
     Raises:
         UnsupportedModel: where the site has no output projection that can be read.
@@ -32,31 +31,37 @@ def head_grams(anatomy: Anatomy, call: Call) -> Tensor:
     """
     projection = anatomy.output_projection(call.site)
     stamp = tuple((p.data_ptr(), p._version, p.device) for p in projection.parameters())
-    known = _GRAMS.get(projection)
+    known = _FACTORS.get(projection)
     if known is None or known[0] != stamp:
-        known = stamp, gram(anatomy.output_weight(call.site, call.heads))
-        _GRAMS[projection] = known
-    grams = known[1]
-    if grams.shape[1] != call.v.shape[-1]:
+        known = stamp, _factors(anatomy.output_weight(call.site, call.heads))
+        _FACTORS[projection] = known
+    factors = known[1]
+    if factors.shape[1] != call.v.shape[-1]:
         raise ShapeMismatch(
-            f"the output projection of {call.site.alias} takes {grams.shape[1]} numbers a head, and the "
+            f"the output projection of {call.site.alias} takes {factors.shape[1]} numbers a head, and the "
             f"values have {call.v.shape[-1]}."
         )
-    return grams
+    return factors
 
 
-def projected_norms(x: Tensor, grams: Tensor) -> Tensor:
+def _factors(weight: Tensor) -> Tensor:
+    """Return R_h^T of every head of an output weight [D, H, Dv], float32 [H, Dv, min(D, Dv)]."""
+    return torch.linalg.qr(weight.detach().float().transpose(0, 1), mode="r").R.transpose(1, 2)
+
+
+def projected_norms(x: Tensor, factors: Tensor) -> Tensor:
     """Return || W_h x || of every head, float32 [B, H, T].
 
     Args:
-        x: [B, H or Hkv, T, Dv]; with fewer heads than `grams`, each serves a group of query heads.
-        grams: [H, Dv, Dv].
+        x: [B, H or Hkv, T, Dv]; with fewer heads than `factors`, each serves a group of query heads.
+        factors: [H, Dv, r], of `head_factors`.
     """
     batch, own, length, dim = x.shape
-    grouped = grams.view(own, len(grams) // own, dim, dim)
-    out = torch.zeros(batch, len(grams), length, device=x.device)
+    group = len(factors) // own
+    beside = factors.unflatten(0, (own, group)).transpose(1, 2).reshape(own, dim, -1)
+    out = torch.empty(batch, own, group, length, device=x.device)
     for start in range(0, length, ROWS):
-        part = x[:, :, None, start : start + ROWS].float()
-        square = (part @ grouped).mul_(part).sum(-1)
-        out[:, :, start : start + ROWS] = square.flatten(1, 2).clamp_min_(0).sqrt_()
-    return out
+        mapped = torch.matmul(x[:, :, start : start + ROWS].float(), beside)
+        norms = torch.linalg.vector_norm(mapped.unflatten(-1, (group, -1)), dim=-1)
+        out[..., start : start + ROWS] = norms.transpose(2, 3)
+    return out.flatten(1, 2)

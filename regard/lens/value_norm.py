@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from regard.lens.base import Place, SequenceLens, head_table
-from regard.lens.projected import head_grams, projected_norms
+from regard.lens.projected import head_factors, projected_norms
 from regard.lens.registry import lens
 from regard.lens.sentences import number, where
 from regard.runtime.anatomy import Anatomy
@@ -57,7 +57,7 @@ class ValueNorm(SequenceLens):
         state = self.state(call.run, call.site, call.part)
         start = call.q_offset - call.kv_offset
         values = call.v[:, :, start : start + call.query_length]
-        norms = projected_norms(values, head_grams(self.anatomy(), call))
+        norms = projected_norms(values, head_factors(self.anatomy(), call))
         positions = call.query_positions
         rest = positions > 0
         if call.valid_queries is not None:

@@ -141,6 +141,7 @@ class _Driver:
         finally:
             attachment.run = outer
             attachment.current.clear()
+            run.memory.clear()
 
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("disable_compile", True)

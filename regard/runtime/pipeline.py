@@ -81,10 +81,12 @@ def _differentiable(stage: Stage) -> bool:
 
 
 def _tell(lenses: Sequence[Lens], method: str, subject: Any) -> None:
+    recorded = torch.is_grad_enabled()
     for lens in lenses:
-        if defines(lens, method):
-            with reading(lens):
-                getattr(lens, method)(subject)
+        read = getattr(lens, method, None)
+        if read is not None:
+            with reading(lens) if recorded else nullcontext():
+                read(subject)
 
 
 def _edit_inputs(call: Call, edits: Sequence[Edit]) -> None:
@@ -286,7 +288,8 @@ def _output_like(call: Call) -> Tensor:
 
 def _blocks(call: Call, opened: _Opened, reuse: bool | None) -> Any:
     size = call.extra.get("block_rows")
-    return row_blocks(call, heads=opened.heads, rows=opened.rows, block_rows=size, reuse=reuse)
+    memory = call.run.memory
+    return row_blocks(call, heads=opened.heads, rows=opened.rows, block_rows=size, reuse=reuse, memory=memory)
 
 
 def _run_block(call: Call, block: RowBlock, edits: Sequence[Edit], lenses: Sequence[Lens]) -> None:

@@ -30,6 +30,7 @@ class Run:
         seen: how many positions stood in the cache before the current forward, `first_seen` before the first;
             None where that is unknown: there is no cache, or one that does not tell.
         calls: how often each site was called in the current forward, `totals` in all of them.
+        memory: what the row blocks of the current forward are computed in.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class Run:
         self.first_seen: int | None = None
         self.calls: dict[str, int] = {}
         self.totals: dict[str, int] = {}
+        self.memory: dict[Any, torch.Tensor] = {}
         self._states: dict[tuple[int, str, int], dict[str, Any]] = {}
         self._owners: dict[int, Any] = {}
 

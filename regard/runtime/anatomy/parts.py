@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import Tensor, nn
 
 from regard.errors import UnsupportedModel
@@ -142,9 +141,3 @@ def unembedding_of(root: nn.Module) -> nn.Module | None:
     except (AttributeError, NotImplementedError):
         return None
     return found if isinstance(found, nn.Module) else None
-
-
-def gram(weight: Tensor) -> Tensor:
-    """Return W_h^T W_h of every head of an output weight [D, H, Dv], float32 [H, Dv, Dv]."""
-    w = weight.detach().to(torch.float32).permute(1, 2, 0)
-    return w @ w.transpose(1, 2)
