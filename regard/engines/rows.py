@@ -21,10 +21,11 @@ from torch import Tensor
 
 from regard.engines import stats
 from regard.engines.masks import Mask
+from regard.engines.products import Operand, even_pieces
 
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 2**28}
 MIN_ROWS, MAX_ROWS = 16, 128
-SCRATCH = 2**18
+SCRATCH = 2**20
 
 
 @dataclass(eq=False)
@@ -103,6 +104,7 @@ class RowBlock:
         self._memo: dict[str, Any] = {}
         self._scratch: Tensor | None = None
         self._out: Tensor | None = None
+        self._values: Operand | None = None
         self.query_positions: Tensor = torch.empty(0)
         self.key_positions: Tensor = torch.empty(0)
         self.valid_rows: Tensor | None = None
@@ -243,7 +245,8 @@ def row_blocks(
         reuse = not (torch.is_grad_enabled() and _needs_grad(x))
     largest = _largest(x, batch * count, first_row, last_row, block_rows)
     buffers = _Buffers(reuse, q.device, largest, {} if memory is None else memory)
-    keys = k.reshape(batch * (count // group), k.shape[2], k.shape[3]).transpose(1, 2)
+    keys = Operand(k.reshape(batch * (count // group), k.shape[2], k.shape[3]))
+    values = _values(x, heads)
     start = first_row
     while start < last_row:
         stop = min(last_row, start + (block_rows or _fitting(x, start, batch * count)))
@@ -253,6 +256,7 @@ def row_blocks(
         shape = (batch, count, stop - start, last - first)
         block._scratch = buffers.get("scratch", (max(SCRATCH, (stop - start) * (last - first)),))
         block._out = buffers.get("weights", shape)
+        block._values = values
         block.scores = _scores(x, q, keys, group, block, buffers)
         yield block
         start = stop
@@ -290,20 +294,23 @@ def _select(x: AttentionInputs, heads: Tensor | None) -> tuple[Tensor, Tensor, i
 
 
 def _scores(
-    x: AttentionInputs, q: Tensor, keys: Tensor, group: int, block: RowBlock, buffers: _Buffers
+    x: AttentionInputs, q: Tensor, keys: Operand, group: int, block: RowBlock, buffers: _Buffers
 ) -> Tensor:
     batch, heads, _, dim = q.shape
     rows, width = block.stop - block.start, block.key_stop - block.key_start
-    flat = (batch * heads // group, group * rows)
-    some, keys = q[:, :, block.start : block.stop], keys[:, :, block.key_start : block.key_stop]
+    matrices, long = batch * heads // group, group * rows
+    pieces = even_pieces(matrices, long, q.device) if buffers.reuse else 1
+    flat = (matrices * pieces, long // pieces)
+    some = q[:, :, block.start : block.stop]
+    right = keys.times(pieces)[:, block.key_start : block.key_stop].transpose(1, 2)
     out = buffers.get("scores", (*flat, width), q.dtype)
     if out is None:
-        scores = torch.bmm(some.reshape(*flat, dim), keys) * x.scale
+        scores = torch.bmm(some.reshape(*flat, dim), right) * x.scale
     elif q.dtype == torch.float32:
         scaled = torch.mul(some, x.scale, out=buffers.get("queries", tuple(some.shape)))
-        scores = torch.bmm(scaled.view(*flat, dim), keys, out=out)
+        scores = torch.bmm(scaled.view(*flat, dim), right, out=out)
     else:
-        scores = torch.baddbmm(out, some.reshape(*flat, dim), keys, beta=0, alpha=x.scale, out=out)
+        scores = torch.baddbmm(out, some.reshape(*flat, dim), right, beta=0, alpha=x.scale, out=out)
     scores = scores.view(batch, heads, rows, width).float()
     if x.softcap is not None:
         scores = torch.tanh(scores / x.softcap) * x.softcap
@@ -325,13 +332,19 @@ def mix(x: AttentionInputs, block: RowBlock) -> Tensor:
     """Return the head outputs of a block, [B, H', R, Dv], in the dtype of the values."""
     weights = F.dropout(block.weights, x.dropout) if x.dropout else block.weights
     batch, heads, rows, width = weights.shape
-    v = x.v[:, :, block.key_start : block.key_stop]
-    if block.heads is not None:
-        v = v.index_select(1, block.heads // (x.heads // x.kv_heads))
-    group = heads // v.shape[1]
-    flat = weights.to(v.dtype).reshape(batch * v.shape[1], group * rows, width)
-    out = torch.bmm(flat, v.reshape(batch * v.shape[1], width, v.shape[3]))
-    return out.view(batch, heads, rows, v.shape[3])
+    values = block._values or _values(x, block.heads)
+    matrices = len(values.times(1))
+    long = batch * heads // matrices * rows
+    pieces = 1 if torch.is_grad_enabled() else even_pieces(matrices, long, weights.device)
+    right = values.times(pieces)[:, block.key_start : block.key_stop]
+    out = torch.bmm(weights.to(right.dtype).reshape(matrices * pieces, long // pieces, width), right)
+    return out.view(batch, heads, rows, -1)
+
+
+def _values(x: AttentionInputs, heads: Tensor | None) -> Operand:
+    """The values that some heads mix, [B * Hkv or B * H', S, Dv]."""
+    v = x.v if heads is None else x.v.index_select(1, heads // (x.heads // x.kv_heads))
+    return Operand(v.reshape(-1, *v.shape[2:]))
 
 
 def attend(x: AttentionInputs) -> Tensor:
