@@ -1,6 +1,7 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
 from regard.attention.block import Block
+from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
 from regard.attention.mechanism import Context, Mechanism
 from regard.attention.normalized import NormalizedAttention
@@ -10,6 +11,7 @@ from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 
 __all__ = [
-    "MECHANISMS", "QLSTM", "Block", "Context", "LinearAttention", "Mechanism", "NormalizedAttention",
-    "SlidingWindow", "Softmax", "Spec", "from_dict", "get", "mechanism",
+    "MECHANISMS", "QLSTM", "Block", "Context", "LightningAttention", "LightningLayer", "LinearAttention",
+    "Mechanism", "NormalizedAttention",
+    "SlidingWindow", "Softmax", "Spec", "decay_rates", "from_dict", "get", "lightning_attention", "mechanism",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from regard.attention.softmax import SoftmaxAttention
 from regard.errors import NotLinear, RegardError, ShapeMismatch
 
 SPECS = {repr(spec): spec for kind in MECHANISMS.values() for spec in kind.examples()}
-LINEAR = ("softmax", "sliding-window", "linear", "normalized", "qlstm")
+LINEAR = ("softmax", "sliding-window", "linear", "lightning-attention", "normalized", "qlstm")
 
 
 def normal(*shape, seed=0):
