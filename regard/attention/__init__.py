@@ -4,6 +4,7 @@ from regard.attention.block import Block
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
 from regard.attention.mechanism import Context, Mechanism
+from regard.attention.multi_head import MultiHeadAttention
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
@@ -11,7 +12,22 @@ from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 
 __all__ = [
-    "MECHANISMS", "QLSTM", "Block", "Context", "LightningAttention", "LightningLayer", "LinearAttention",
-    "Mechanism", "NormalizedAttention",
-    "SlidingWindow", "Softmax", "Spec", "decay_rates", "from_dict", "get", "lightning_attention", "mechanism",
-]  # fmt: skip
+    "MECHANISMS",
+    "QLSTM",
+    "Block",
+    "Context",
+    "LightningAttention",
+    "LightningLayer",
+    "LinearAttention",
+    "Mechanism",
+    "MultiHeadAttention",
+    "NormalizedAttention",
+    "SlidingWindow",
+    "Softmax",
+    "Spec",
+    "decay_rates",
+    "from_dict",
+    "get",
+    "lightning_attention",
+    "mechanism",
+]

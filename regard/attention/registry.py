@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -101,7 +101,35 @@ def get(name: str, **options: Any) -> Spec:
     return kind(**options)
 
 
-def from_dict(given: dict[str, Any]) -> Spec:
+def fitted(given: Mapping[str, Any], known: Mapping[str, Any]) -> Spec:
+    """Return the spec that `Spec.to_dict` described, with options it leaves out taken from where it stands.
+
+    Args:
+        given: the name, under `mechanism`, and options.
+        known: of the layer, such as `dim` and `heads`; those that the spec does not take are left out.
+
+    Example:
+        >>> fitted({"mechanism": "qlstm", "reverse": False}, {"dim": 8, "heads": 2})
+        QLSTM(dim=8, hidden=None, reverse=False)
+    """
+    kind = MECHANISMS.get(str(given.get("mechanism")))
+    takes = {f.name for f in fields(kind)} if kind is not None else set()
+    return from_dict({**{name: value for name, value in known.items() if name in takes}, **given})
+
+
+def is_block(given: Any) -> bool:
+    """Whether a name, spec or module means a mechanism without queries, keys and values.
+
+    Example:
+        >>> is_block("softmax"), is_block("qlstm")
+        (False, True)
+    """
+    name = given.get("mechanism") if isinstance(given, Mapping) else given
+    kind = MECHANISMS.get(name) if isinstance(name, str) else given
+    return issubclass(getattr(kind, "module", type(kind)), Block)
+
+
+def from_dict(given: Mapping[str, Any]) -> Spec:
     """Return the spec that `Spec.to_dict` described."""
     options = dict(given)
     if "mechanism" not in options:
