@@ -70,13 +70,18 @@ class Lrpe(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        count = heads * width
-        self.theta = nn.Parameter(10000 ** (-2 / count * torch.arange(count)).view(heads, 1, width))
+        self.theta = nn.Parameter(initial_angles(heads, width))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Return [x cos, x sin], [B, H, T, 2 d], of x [B, H, T, d] at positions int64 [B|1, T]."""
         angles = positions.double()[:, None, :, None] * self.theta.double()
         return torch.cat([x * angles.cos().to(x.dtype), x * angles.sin().to(x.dtype)], -1)
+
+
+def initial_angles(heads: int, width: int) -> Tensor:
+    """Return the angles that LRPE begins with, [heads, 1, width]."""
+    count = heads * width
+    return 10000 ** (-2 / count * torch.arange(count)).view(heads, 1, width)
 
 
 class LightningMixer(Block):

@@ -29,7 +29,7 @@ KINDS = ("alibi", "minimax", "paper", "none")
 
 
 def decay_rates(heads: int, layer: int = 0, layers: int = 1, kind: str = "alibi") -> Tensor:
-    """Return the rate of each head in a layer, float64 [heads].
+    """Return the rate of each head in a layer, float64 [heads], on the CPU.
 
     Args:
         heads: H, from 1.
@@ -53,9 +53,9 @@ def decay_rates(heads: int, layer: int = 0, layers: int = 1, kind: str = "alibi"
     if layer >= layers:
         raise RegardError(f"layer is {layer}, and there are {layers} layers, counted from 0.")
     if kind == "none":
-        return torch.zeros(heads, dtype=torch.float64)
+        return torch.zeros(heads, dtype=torch.float64, device="cpu")
     if kind == "paper":
-        return torch.arange(heads, dtype=torch.float64) * (8 / heads) * (1 - layer / layers)
+        return torch.arange(heads, dtype=torch.float64, device="cpu") * (8 / heads) * (1 - layer / layers)
     if kind == "minimax":
         return _slopes(heads) * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
     return _alibi(heads) * (1 - layer / max(1, layers - 1) + 1e-5)
@@ -93,7 +93,7 @@ def check_kind(kind: str) -> None:
 
 
 def _slopes(heads: int) -> Tensor:
-    return 2.0 ** (-8 / heads * torch.arange(1, heads + 1, dtype=torch.float64))
+    return 2.0 ** (-8 / heads * torch.arange(1, heads + 1, dtype=torch.float64, device="cpu"))
 
 
 def _alibi(heads: int) -> Tensor:

@@ -1,0 +1,281 @@
+"""TransNormerLLM: a causal language model of gated lightning attention and gated MLPs.
+
+    x = sqrt(dim) E[tokens]                                              x [B, T, dim]
+    x = x + GLA(norm(x))                                                 each layer
+    x = x + ((norm(x) W_1) * (norm(x) W_2)) W_3
+    logits = norm(x) W_head
+
+norm is x / sqrt(mean(x^2) + 1e-6), without weights; GLA is `regard.attention.LightningLayer`, rotated (LRPE)
+in the first layer alone. It keeps one matrix a head instead of keys and values, so a token costs the same
+however many came before.
+
+Source: Qin et al., 2023, arXiv 2307.14995, and 2024, arXiv 2405.17381, section 3.4. Parameter names and
+equations are those of the model code that OpenNLPLab's checkpoints carry. Status: agrees with that code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.output_capturing import capture_outputs
+
+from regard.attention.lightning import LightningMixer, Lrpe, decay_rates
+from regard.attention.lightning.layer import NORMS, initial_angles
+from regard.errors import RegardError, ShapeMismatch, UnsupportedModel
+from regard.models.transnormer.config import TNLConfig
+from regard.runtime.carried import StateLayer
+
+NAME = "TransNormerLLM"
+NORM_TYPES = {"simplermsnorm": "srms", "layernorm": "layer"}
+
+
+class TNLLightningAttention(LightningMixer):
+    """Gated lightning attention of one layer, with its place in a cache."""
+
+    def __init__(self, config: TNLConfig, layer: int) -> None:
+        heads = config.decoder_attention_heads
+        super().__init__(
+            dim=config.decoder_embed_dim, heads=heads, width=config.hidden_dim // heads,
+            rates=decay_rates(heads, layer, config.decoder_layers, config.decay),
+            activation=config.linear_act_fun, activation_v=False, norm=NORM_TYPES[config.norm_type],
+            gate="linear", lrpe=bool((config.linear_use_lrpe_list or [0] * config.decoder_layers)[layer]),
+            bias=config.bias, chunk_size=config.chunk_size,
+        )  # fmt: skip
+        self.layer_idx = layer
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, past_key_values: Cache | None = None) -> Tensor:
+        """Return the mixed x [B, T, dim], going on from the state in a cache and leaving the new one "
+        "there."""
+        if past_key_values is None:
+            return super().forward(x, mask)
+        layer = state_layer(past_key_values, self.layer_idx)
+        if layer.state is not None and layer.state[0].shape[0] != x.shape[0]:
+            raise ShapeMismatch(
+                f"this cache holds states of {layer.state[0].shape[0]} sequences, and {x.shape[0]} were "
+                f"given."
+            )
+        out, layer.state = self.step(x, layer.state, mask)
+        layer.length += x.shape[1]
+        layer.is_initialized = True
+        return out
+
+
+class TNLGLU(nn.Module):
+    """The product of two linear maps, projected back."""
+
+    def __init__(self, config: TNLConfig) -> None:
+        super().__init__()
+        dim, inner = config.decoder_embed_dim, config.glu_dim
+        self.l1, self.l2 = nn.Linear(dim, inner, bias=config.bias), nn.Linear(dim, inner, bias=config.bias)
+        self.l3 = nn.Linear(inner, dim, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.l3(self.l1(x) * self.l2(x))
+        return out
+
+
+class TNLDecoderLayer(GradientCheckpointingLayer):
+    """One layer: token mixer, then channel mixer, each around a residual stream."""
+
+    def __init__(self, config: TNLConfig, layer: int) -> None:
+        super().__init__()
+        make = NORMS[NORM_TYPES[config.norm_type]]
+        self.token_norm, self.channel_norm = (make(config.decoder_embed_dim, 1) for _ in range(2))
+        self.token_mixer, self.channel_mixer = TNLLightningAttention(config, layer), TNLGLU(config)
+
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None = None, past_key_values: Cache | None = None
+    ) -> Tensor:
+        mixed = self.token_mixer(self.token_norm(hidden_states), mask, past_key_values)
+        hidden_states = hidden_states + mixed
+        out: Tensor = hidden_states + self.channel_mixer(self.channel_norm(hidden_states))
+        return out
+
+
+class TNLPreTrainedModel(PreTrainedModel):
+    """What the models share: loading, saving, initial weights."""
+
+    config: TNLConfig
+    config_class = TNLConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TNLDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": TNLDecoderLayer}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Lrpe):
+            heads, _, width = module.theta.shape
+            init.copy_(module.theta, initial_angles(heads, width))
+
+
+class TNLModel(TNLPreTrainedModel):
+    """The layers, from tokens to the last norm."""
+
+    def __init__(self, config: TNLConfig) -> None:
+        super().__init__(config)
+        dim = config.decoder_embed_dim
+        self.embed_tokens = nn.Embedding(config.vocab_size, dim, config.pad_token_id)
+        self.layers = nn.ModuleList(TNLDecoderLayer(config, layer) for layer in range(config.decoder_layers))
+        self.final_norm = NORMS[NORM_TYPES[config.norm_type]](dim, 1)
+        self.embed_scale = 1.0 if config.no_scale_embedding else math.sqrt(dim)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return the residual stream after the last norm, [B, T, dim], and the cache.
+
+        Args:
+            input_ids: int64 [B, T]; or `inputs_embeds` [B, T, dim].
+            attention_mask: [B, T], or [B, all positions] with a cache; 0 at padding, wherever it stands.
+            past_key_values: what this returned before, or an empty dynamic cache.
+            use_cache: whether to return one.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise RegardError("give input_ids or inputs_embeds, and not both.")
+        if kwargs.get("output_attentions"):
+            raise UnsupportedModel(f"{NAME} has no attention weights to return; leave output_attentions out.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_scale * self.embed_tokens(input_ids)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.training and self.gradient_checkpointing:
+            use_cache = False
+        if not use_cache:
+            past_key_values = None
+        elif past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            for index in range(len(self.layers)):
+                state_layer(past_key_values, index)
+        mask = valid_positions(attention_mask, inputs_embeds, past_key_values)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask=mask, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_norm(hidden_states),
+            past_key_values=past_key_values,
+        )
+
+
+class TNLForCausalLM(TNLPreTrainedModel, GenerationMixin):
+    """TransNormerLLM with its readout: loss, `generate()`, saving and loading as any model of transformers.
+
+    Example:
+        >>> sizes = dict(hidden_size=32, hidden_dim=32, intermediate_size=48, num_hidden_layers=2,
+        vocab_size=50)
+        >>> model = TNLForCausalLM(TNLConfig(**sizes, num_attention_heads=4)).eval()
+        >>> model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape
+        torch.Size([1, 7])
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: TNLConfig) -> None:
+        super().__init__(config)
+        self.model = TNLModel(config)
+        self.lm_head = nn.Linear(config.decoder_embed_dim, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits [B, T, vocabulary], and the loss where there are labels.
+
+        Args: as for `TNLModel`, and
+            labels: int64 [B, T], -100 where none counts; shifted here.
+            logits_to_keep: of how many last positions, or of which, logits are computed; 0 for all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+def state_layer(cache: Cache, index: int) -> StateLayer:
+    """Return the layer of a cache that holds a state, putting it where an empty one stands.
+
+    Raises:
+        UnsupportedModel: for a cache of keys and values, or one of fixed length.
+    """
+    while len(cache.layers) <= index and cache.layer_class_to_replicate is DynamicLayer:
+        cache.layers.append(DynamicLayer())
+    old = cache.layers[index] if index < len(cache.layers) else None
+    if isinstance(old, StateLayer):
+        return old
+    if old is None or type(old) is not DynamicLayer or old.get_seq_length():
+        raise UnsupportedModel(
+            f"{NAME} keeps a state of fixed size, for which an empty dynamic cache has room; layer {index} "
+            f"of this "
+            f"{type(cache).__name__} is a {type(old).__name__}. Leave past_key_values and "
+            f"cache_implementation out."
+        )
+    new = cache.layers[index] = StateLayer(NAME)
+    return new
+
+
+def valid_positions(given: Tensor | None, x: Tensor, cache: Cache | None) -> Tensor | None:
+    """Return which new positions are not padding, bool [B, T], or None where all are.
+
+    Raises:
+        UnsupportedModel: for a mask of pairs of positions.
+        ShapeMismatch: for one of another length.
+    """
+    if given is None:
+        return None
+    if given.ndim != 2:
+        raise UnsupportedModel(
+            f"attention_mask is {list(given.shape)}; {NAME} forms no scores and cannot honour an arbitrary "
+            f"mask, only "
+            "padding, [batch, time]."
+        )
+    before = 0 if cache is None else cache.get_seq_length()
+    if given.shape[0] != x.shape[0] or given.shape[1] not in (x.shape[1], before + x.shape[1]):
+        raise ShapeMismatch(
+            f"attention_mask is {list(given.shape)}; it must be {[x.shape[0], before + x.shape[1]]}."
+        )
+    valid = given[:, given.shape[1] - x.shape[1] :].bool()
+    return None if bool(valid.all()) else valid
