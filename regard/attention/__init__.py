@@ -1,6 +1,10 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
 from regard.attention.block import Block
+from regard.attention.clipped import ClippedSoftmax
+from regard.attention.gated import Gated
+from regard.attention.kernel import Kernel
+from regard.attention.key_value_bias import KeyValueBias
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
 from regard.attention.mechanism import Context, Mechanism
@@ -8,6 +12,7 @@ from regard.attention.multi_head import MultiHeadAttention
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
+from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 
@@ -15,13 +20,18 @@ __all__ = [
     "MECHANISMS",
     "QLSTM",
     "Block",
+    "ClippedSoftmax",
     "Context",
+    "Gated",
+    "Kernel",
+    "KeyValueBias",
     "LightningAttention",
     "LightningLayer",
     "LinearAttention",
     "Mechanism",
     "MultiHeadAttention",
     "NormalizedAttention",
+    "Similarity",
     "SlidingWindow",
     "Softmax",
     "Spec",
@@ -30,4 +40,4 @@ __all__ = [
     "get",
     "lightning_attention",
     "mechanism",
-]
+]  # fmt: skip

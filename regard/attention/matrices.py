@@ -15,8 +15,10 @@ def dense_mask(ctx: Context, device: torch.device) -> Tensor | None:
     return None if mask is None else mask.to(device)
 
 
-def softmax_matrix(q: Tensor, k: Tensor, ctx: Context, mask: Tensor | None) -> Tensor:
-    """Return softmax weights [B, H, T, S] under a dense mask, in float32 or, from float64, float64.
+def score_matrix(q: Tensor, k: Tensor, ctx: Context, mask: Tensor | None) -> Tensor:
+    """Return scaled, capped and biased scores under a dense mask, [B, H, T, S]; hidden keys the lowest.
+
+    In float32 or, from float64, float64.
 
     Args:
         mask: [B|1, H|1, T, S], bool or additive, or None.
@@ -29,10 +31,14 @@ def softmax_matrix(q: Tensor, k: Tensor, ctx: Context, mask: Tensor | None) -> T
     if ctx.bias is not None:
         scores = scores + ctx.bias[..., : k.shape[2]]
     if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(kind).min)
-    elif mask is not None:
-        scores = scores + mask
+        return scores.masked_fill(~mask, torch.finfo(kind).min)
+    return scores if mask is None else scores + mask
+
+
+def softmax_matrix(q: Tensor, k: Tensor, ctx: Context, mask: Tensor | None) -> Tensor:
+    """Return softmax weights [B, H, T, S] under a dense mask; see `score_matrix`."""
+    scores = score_matrix(q, k, ctx, mask)
     if ctx.sink_logits is None:
         return scores.softmax(-1)
-    sinks = sink_column(ctx.sink_logits).to(kind).expand(*scores.shape[:3], 1)
+    sinks = sink_column(ctx.sink_logits).to(scores.dtype).expand(*scores.shape[:3], 1)
     return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]

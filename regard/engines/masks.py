@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MASKED = torch.finfo(torch.float32).min
@@ -204,6 +205,31 @@ class PaddedMask(Mask):
     def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
         below = self.base.rows(start, stop, first, last)
         return _both(below, self.valid[:, None, None, first:last].expand(-1, 1, stop - start, -1))
+
+
+class LedMask(Mask):
+    """`base`, with keys in front that every row sees.
+
+    Args:
+        base: the mask of the other keys.
+        lead: how many keys stand in front.
+        device: of the rows it gives.
+    """
+
+    def __init__(self, base: Mask, lead: int, device: torch.device | None = None) -> None:
+        super().__init__(base.queries, base.keys + lead)
+        self.base, self.lead, self.device = base, lead, device
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        return 0, self.lead + self.base.bounds(start, stop)[1]
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor | None:
+        shown = max(0, min(last, self.lead) - first)
+        inner = max(0, first - self.lead), max(0, last - self.lead)
+        below = self.base.rows(start, stop, *inner) if inner[1] > inner[0] else None
+        if below is None:
+            return None
+        return F.pad(below, (shown, 0), value=1 if below.dtype == torch.bool else 0.0)
 
 
 def _both(mask: Tensor | None, visible: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from regard.engines.rows import expand_heads
 EXACT = 1e-9
 FLOAT32 = 2e-5
 BFLOAT16 = 2e-2
-BATCH, HEADS, DIM, VALUES = 2, 2, 8, 6
+BATCH, HEADS, DIM, VALUES = 2, 4, 8, 6
 
 
 def inputs(length, keys=None, heads=HEADS, kv_heads=HEADS, dtype=torch.float64, seed=0):
