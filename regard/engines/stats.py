@@ -29,10 +29,13 @@ def entropy(weights: Tensor) -> Tensor:
 def logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log of the softmax denominator [B, H, R] of rows whose softmax is already known.
 
-    As weights = exp(scores - lse), any one column gives lse whose weight is not tiny. The last ones, where
-    a causal row has its own key, are tried before the largest is looked for. A row that sees nothing but a
-    sink logit has no such column: its value is finite and means nothing.
+    As weights = exp(scores - lse), any one column gives lse whose weight is not tiny. The first is tried,
+    then the last ones, where a causal row has its own key, before the largest is looked for. A row that sees
+    nothing but a sink logit has no such column: its value is finite and means nothing.
     """
+    first = weights[..., 0]
+    if weights.shape[3] and bool((first > TRUSTED).all()):
+        return scores[..., 0] - first.log()
     last = weights.shape[2] + 1
     if weights.shape[3] > 2 * last:
         best = weights[..., -last:].amax(-1)

@@ -25,6 +25,7 @@ from regard.lens.base import Place, SequenceLens
 from regard.lens.matches import TOKEN_KINDS_NOT
 from regard.lens.registry import lens
 from regard.lens.sentences import layer, size
+from regard.lens.visible import per_forward
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import CACHED
 from regard.runtime.findings import Finding
@@ -150,27 +151,23 @@ class ResidualNorm(SequenceLens):
         kind, _, layer = alias.rpartition(".")
         state = self.state(run, Block(alias, kind, int(layer), alias))
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-        valid = _valid(run, kind, x.shape[1])
         if "seen" not in state:
             state["seen"] = _before(run, kind, len(norms)).to(x.device)
             state["first"], state["others"], state["count"] = (norms.new_zeros(len(norms)) for _ in range(3))
             state["largest"] = norms.new_full((len(norms),), -1.0)
             state["at"] = torch.zeros_like(state["seen"])
             state["begun"] = torch.zeros_like(state["seen"], dtype=torch.bool)
-        real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(x.device)
-        positions = state["seen"][:, None] + real.long().cumsum(1) - 1
-        rest = real & (positions > 0)
-        here = real & (positions == 0)
-        state["first"] += (norms * here).sum(1)
-        state["begun"] |= here.any(1)
-        state["others"] += (norms * rest).sum(1)
-        state["count"] += rest.sum(1)
-        largest, index = norms.masked_fill(~rest, -1.0).max(1)
-        better = largest > state["largest"]
-        place = positions.gather(1, index[:, None])[:, 0]
-        state["at"] = torch.where(better, place, state["at"])
+        tokens = _tokens(run, kind, state["seen"], norms)
+        first, others = torch.matmul(norms[:, None], tokens.shares)[:, 0].unbind(1)
+        state["first"] += first
+        state["begun"] |= tokens.begins
+        state["others"] += others
+        state["count"] += tokens.others
+        largest, index = norms.masked_fill(tokens.out, -1.0).max(1)
+        place = tokens.positions.gather(1, index[:, None])[:, 0]
+        state["at"] = torch.where(largest > state["largest"], place, state["at"])
         state["largest"] = torch.maximum(state["largest"], largest)
-        state["seen"] += real.sum(1)
+        state["seen"] += tokens.real
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "seen" not in state:
@@ -221,6 +218,40 @@ class ResidualNorm(SequenceLens):
             said = f"No residual peak: the first token's norm is at most {peaks[at]:.1f} times the largest "
             said += f"other, after {after}."
         return (Finding(said, (), "residual-norm"),)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """What the tokens of a forward are to every block of a stack; B sequences of T, counted once.
+
+    Attributes:
+        positions: int64 [B, T], real tokens counted from 0.
+        shares: float32 [B, T, 2], 1 at the first real token, and 1 at the other real ones.
+        out: bool [B, T], not one of the others.
+        begins: bool [B], whether the first real token is among them.
+        others, real: how many, int64 [B].
+    """
+
+    positions: Tensor
+    shares: Tensor
+    out: Tensor
+    begins: Tensor
+    others: Tensor
+    real: Tensor
+
+
+def _tokens(run: Run, kind: str, seen: Tensor, norms: Tensor) -> _Tokens:
+    """Return what the tokens with these norms [B, T] are, of which `seen`, [B], came before."""
+    store = per_forward(run)
+    key = ("tokens", kind, tuple(norms.shape), norms.device, tuple(seen.tolist()))
+    if key not in store:
+        valid = _valid(run, kind, norms.shape[1])
+        real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(norms.device)
+        positions = seen[:, None] + real.long().cumsum(1) - 1
+        first, others = real & (positions == 0), real & (positions > 0)
+        shares = torch.stack([first, others], -1).to(norms.dtype)
+        store[key] = _Tokens(positions, shares, ~others, first.any(1), others.sum(1), real.sum(1))
+    return store[key]
 
 
 def _before(run: Run, kind: str, sequences: int) -> Tensor:

@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from regard.lens.base import Place, SequenceLens, head_table
 from regard.lens.projected import head_factors, projected_norms
 from regard.lens.registry import lens
 from regard.lens.sentences import number, where
+from regard.lens.visible import mask_key, per_forward
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
 from regard.runtime.findings import Finding
@@ -58,19 +61,16 @@ class ValueNorm(SequenceLens):
         start = call.q_offset - call.kv_offset
         values = call.v[:, :, start : start + call.query_length]
         norms = projected_norms(values, head_factors(self.anatomy(), call))
-        positions = call.query_positions
-        rest = positions > 0
-        if call.valid_queries is not None:
-            rest = rest & call.valid_queries
-        here = (positions == 0).to(norms.dtype)
+        shares, begun, count = _shares(call, norms)
         if "others" not in state:
             state["first"], state["others"] = (norms.new_zeros(norms.shape[:2]) for _ in range(2))
             state["count"] = norms.new_zeros(len(norms))
             state["begun"] = norms.new_zeros(len(norms))
-        state["first"] += (norms * here[:, None]).sum(-1)
-        state["begun"] += here.sum(-1)
-        state["others"] += (norms * rest.to(norms.dtype)[:, None]).sum(-1)
-        state["count"] += rest.sum(-1)
+        first, others = torch.matmul(norms, shares).unbind(-1)
+        state["first"] += first
+        state["others"] += others
+        state["begun"] += begun
+        state["count"] += count
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "others" not in state:
@@ -106,3 +106,21 @@ class ValueNorm(SequenceLens):
             f"half as large as the others' (a value drain); the median ratio is {np.median(drain):.2f}."
         )
         return (Finding(said, heads, "value-norm"),)
+
+
+def _shares(call: Call, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where norms [B, H, T] are of a first real token, and where of another, and how many are.
+
+    Returns:
+        [B|1, T, 2] of ones and zeros, and its sums over T, both [B|1]; made once a forward.
+    """
+    store = per_forward(call.run)
+    key = ("value norms", mask_key(call), norms.device)
+    if key not in store:
+        positions = call.query_positions
+        others = positions > 0
+        if call.valid_queries is not None:
+            others = others & call.valid_queries
+        shares = torch.stack([positions == 0, others], -1).to(norms)
+        store[key] = shares, *shares.sum(1).unbind(-1), call.mask  # keeps the address in the key taken
+    return store[key][:3]
