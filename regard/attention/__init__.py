@@ -5,6 +5,7 @@ from regard.attention.clipped import ClippedSoftmax
 from regard.attention.gated import Gated
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
+from regard.attention.lightnet import LightNet, LightNetGrid, LightNetText
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
 from regard.attention.mechanism import Context, Mechanism
@@ -25,6 +26,9 @@ __all__ = [
     "Gated",
     "Kernel",
     "KeyValueBias",
+    "LightNet",
+    "LightNetGrid",
+    "LightNetText",
     "LightningAttention",
     "LightningLayer",
     "LinearAttention",
