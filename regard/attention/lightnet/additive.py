@@ -133,18 +133,18 @@ def _floor(piece: Piece, z: Tensor) -> Tensor:
 def _factorised(piece: Piece, state: State, top: Tensor) -> tuple[Tensor, State]:
     """The form without decays, everything relative to `top`."""
     S, before = state
+    nothing = top <= NOTHING / 2
+    holes = piece.valid is not None or bool(nothing.any())
     top = _something(top)
     keys, share = _weights(piece.k - top[:, :, None], LEAST), _weights(before - top, LEAST)
     total = keys.cumsum(2) + share[:, :, None]
-    if piece.valid is not None:
+    if holes:
         total = torch.where(total > 0, total, 1.0)
     q = _grouped(piece.q, total.shape[1]) / total[:, :, None]
     q, keys = doubled(q, piece.angles, 1), doubled(keys, piece.angles)
     out, last = scan(q.flatten(1, 2), keys, piece.v, state=S * _twice(share, piece.angles)[..., None])
     end = total[:, :, -1]
-    z = top + end.log()
-    if piece.valid is not None:
-        z = torch.where(torch.maximum(before, piece.k.detach().amax(2)) > NOTHING / 2, z, NOTHING)
+    z = (top + end.log()).masked_fill(nothing, NOTHING)
     return out, (last / _twice(end, piece.angles)[..., None], z)
 
 
