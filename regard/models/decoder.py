@@ -6,7 +6,8 @@
 
 Attention is `MultiHeadAttention`, so that any mechanism with queries, keys and values has the same
 projections and positions; a `Block` brings its own. Source: Touvron et al., 2023, arXiv 2302.13971,
-section 2.2. Status: partly our choice: embeddings are tied, and the sizes are tiny.
+section 2.2. Status: partly our choice: embeddings are tied and start at a variance of 1 / dim, so that logits
+start at a variance of 1; the sizes are tiny.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
             "kv_heads": kv_heads, "positions": positions, "gate": gate, "head_norm": head_norm,
         }  # fmt: skip
         self.embed = nn.Embedding(vocabulary, dim)
-        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.embed.weight, std=dim**-0.5)
         self.layers = nn.ModuleList()
         for number, given in enumerate(chosen):
             block = is_block(given)

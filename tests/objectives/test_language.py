@@ -36,10 +36,10 @@ def counting(shuffled=False):
 
 
 def test_it_learns_what_can_be_learned_and_no_more():
-    learned, noise = (train(model(), counting(s), steps=100, rate=3e-2, **SMALL) for s in (False, True))
-    assert learned.held_out[0][1] > 5 and learned.held_out[-1][1] < 0.5, learned.held_out
+    learned, noise = (train(model(), counting(s), steps=60, rate=1e-2, **SMALL) for s in (False, True))
+    assert learned.held_out[0][1] > 4 and learned.held_out[-1][1] < 0.5, learned.held_out
     assert noise.held_out[-1][1] > 0.9 * math.log(16)
-    assert len(learned.losses) == 100 and [step for step, _ in learned.held_out] == [*range(0, 101, 4)]
+    assert len(learned.losses) == 60 and [step for step, _ in learned.held_out] == [*range(0, 61, 4)]
 
 
 def test_the_same_seed_gives_the_same_losses_whatever_was_drawn_before():
@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert (tmp_path / FILE).stat().st_mtime_ns == written
     assert evaluate(again, packaged(256), 16, 4) == first.held_out[-1][1]
     anew = train(model(), packaged(256), steps=2, out=tmp_path, resume=False, **SMALL)
-    assert anew.losses == first.losses[:2] or len(anew.losses) == 2
+    assert len(anew.losses) == 2 and anew.losses[0] == first.losses[0]
 
 
 @pytest.mark.parametrize(
