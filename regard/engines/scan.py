@@ -9,30 +9,28 @@ step. With b_i the sum of g from the start of a chunk of C positions to i, a chu
     out_i = sum_{j <= i} (q_i exp(b_i - b_j) . k_j) v_j + (q_i exp(b_i)) S
     S <- diag(exp(b_C)) S + sum_j (k_j exp(b_C - b_j)) v_j^T
 
-where no exponent is positive, so that nothing overflows whatever the decay. Where the decay differs by
-channel the first sum is taken by `halves.py`.
+`near.py` says how the exponents are taken so that nothing overflows whatever the decay, and `pieces.py` how
+chunks follow each other, forward and backward.
 
-Operations O(T * (C + D) * Dv), memory O(T * C), or without autograd O(NUMBERS) beside the output.
+Operations O(T * (C + D) * Dv), and 2.5 times as many backward. Beside inputs, outputs and their gradients it
+keeps the states before pieces for the gradient, and else O(NUMBERS) of `pieces.py`.
 Sources: Hua et al., 2022, arXiv 2202.10447, section 3.3; with decay, Qin et al., 2024, arXiv 2401.04658,
 section 3; by channel, Yang et al., 2023, arXiv 2312.06635, section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from regard.engines.halves import same, within_blocks
+from regard.engines.pieces import Pieces
 from regard.errors import RegardError, ShapeMismatch
 
 CHUNK, LONGEST = 64, 4096
-NUMBERS = {"cpu": 2**17, "cuda": 2**26}
-NEVER = -1e4
+NEVER = -800.0
 
 
 def scan(
@@ -48,7 +46,9 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Return out_i = q_i S_i for every position, and the last state.
 
-    Sums of exponents are float64, all else float64 where `q` is and float32 otherwise.
+    States and outputs are float64 where `q` is and float32 otherwise. Products are of bfloat16 where q, k and
+    v all are and the machine is made for it: then outputs and what is written are rounded so, but states add
+    up in float32. Else products are of the type of the states. Gradients have no gradients of their own.
 
     Args:
         q: [B, H, T, D], features of the queries.
@@ -75,29 +75,22 @@ def scan(
         ([1.0, 1.5, 1.75], 1.75)
     """
     _check(q, k, v, decay, state, valid, starts, chunk)
-    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, length, width = q.shape
     kv_heads = k.shape[1]
     if state is None:
-        state = q.new_zeros(batch, kv_heads, width, v.shape[3], dtype=kind)
-    state = state.to(kind)
-    if length == 0:
-        return q.new_zeros(batch, heads, 0, v.shape[3], dtype=kind), state
+        state = q.new_zeros(batch, kv_heads, width, v.shape[3], dtype=wide)
+    state = state.to(wide)
+    if q.shape[0] * heads * length == 0:
+        return q.new_zeros(batch, heads, length, v.shape[3], dtype=wide), state
     if valid is not None:
         k = k * valid[:, None, :, None]
-    steady = decay is not None and decay.ndim == 1 and valid is None
-    decay = _by_step(decay, length, valid)
+    decay = _exponents(decay, valid, starts)
     q = q.unflatten(1, (kv_heads, heads // kv_heads))
-    size = min(chunk, _power(length))
-    lengths = _lengths(length, size, q.numel() // length, q.device.type)
-    parts = [_split(x, lengths, dim) for x, dim in ((q, 3), (k, 2), (v, 2), (decay, 2), (starts, 1))]
-    outs = []
-    for count, (q_, k_, v_, decay_, starts_) in zip(lengths, zip(*parts, strict=True), strict=True):
-        steady_here = steady and count % size == 0
-        piece = _Piece(q_.to(kind), k_.to(kind), v_.to(kind), decay_, starts_, steady_here)
-        out, state = piece.one(state) if count == 1 else piece.chunked(state, size)
-        outs.append(out)
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, 3)
+    if length == 1:
+        out, state = _one(q.to(wide), k.to(wide), v.to(wide), decay, state)
+    else:
+        out, state = _Scan.apply(q, k, v, decay, state, chunk)
     return out.flatten(1, 2), state
 
 
@@ -129,143 +122,80 @@ def _check(
         )
 
 
-def _lengths(length: int, size: int, each: int, device: str) -> list[int]:
-    """Lengths of pieces of about NUMBERS numbers, which a cache holds; all but the last are whole chunks."""
-    whole = length // size * size
-    long = max(1, NUMBERS.get(device, NUMBERS["cuda"]) // (each * size)) * size
-    found = [min(long, whole - start) for start in range(0, whole, long)]
-    return found + [length - whole] * (whole < length)
+def _exponents(decay: Tensor | None, valid: Tensor | None, starts: Tensor | None) -> Tensor | None:
+    """The decay, [Hkv] or [B|1, Hkv|1, T, D|1]; 0 at padding, NEVER where nothing from before is seen."""
+    if decay is not None:
+        decay = decay.clamp(min=NEVER)
+        if decay.ndim == 3:
+            decay = decay[..., None]
+    if valid is not None and decay is not None:
+        by_step = decay.view(1, -1, 1, 1) if decay.ndim == 1 else decay
+        decay = by_step * valid[:, None, :, None]
+    if starts is not None:
+        if decay is None:
+            decay = torch.zeros(1, device=starts.device)
+        by_step = decay.view(1, -1, 1, 1) if decay.ndim == 1 else decay
+        decay = torch.where(starts[:, None, :, None], NEVER, by_step)
+    return decay
 
 
-def _split(x: Tensor | None, lengths: list[int], dim: int) -> Sequence[Any]:
-    """Cut `x` along `dim`; the gradient is put together once, where each slice would fill all of it."""
-    return [None] * len(lengths) if x is None else x.split(lengths, dim)
+def _one(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, for one position."""
+    if decay is not None:
+        by_step = decay.view(1, -1, 1, 1) if decay.ndim == 1 else decay
+        state = state * by_step.exp().to(state.dtype).transpose(2, 3)
+    state = state + k.transpose(2, 3) * v
+    return q @ state[:, :, None], state
 
 
-def _power(length: int) -> int:
-    """The least power of two that is no less than `length`."""
-    return 1 << (length - 1).bit_length()
+class _Scan(torch.autograd.Function):
+    """`Pieces` with its own gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        keep = any(ctx.needs_input_grad)
+        out, last, before = Pieces(q, k, v, decay, chunk, _kind(q, k, v)).forward(state, keep)
+        ctx.chunk = chunk
+        if keep:
+            ctx.save_for_backward(q, k, v, decay, before, last)
+        return out, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, decay, before, last = ctx.saved_tensors
+        pieces = Pieces(q, k, v, decay, ctx.chunk, _kind(q, k, v))
+        to_q, to_k, to_v, to_state = pieces.backward(grad_out, before, grad_last)
+        to_decay = None
+        if ctx.needs_input_grad[3]:
+            to_decay = _gradient_of_decay(q, k, to_q, to_k, last, grad_last, decay)
+        return to_q, to_k, to_v, to_decay, to_state, None
 
 
-def _by_step(decay: Tensor | None, length: int, valid: Tensor | None) -> Tensor | None:
-    """The decay as float64 [B|1, Hkv, T, D|1], 0 where a position must not age what is there."""
-    if decay is None:
-        return None
-    decay = decay.double().clamp(min=NEVER)
+def _gradient_of_decay(
+    q: Tensor, k: Tensor, to_q: Tensor, to_k: Tensor, last: Tensor, to_last: Tensor, decay: Tensor
+) -> Tensor:
+    """The gradient of g, from those of q and k.
+
+    g_t weighs every pair that it stands between: it ages q_i for i >= t and, with the opposite sign, k_j for
+    j >= t, and the last state. So it is the sum of q_i dq_i - k_i dk_i over i >= t, and of S dS.
+    """
+    wide = last.dtype
+    each = (q.to(wide) * to_q).sum(2) - k.to(wide) * to_k  # [B, H, T, D]
+    end = (last * to_last).sum(-1)[:, :, None]  # [B, H, 1, D]
+    if decay.shape[-1] != k.shape[-1] or decay.ndim == 1:
+        each, end = each.sum(-1, keepdim=True), end.sum(-1, keepdim=True)
+    found = each.flip(2).cumsum(2).flip(2) + end
     if decay.ndim == 1:
-        decay = decay.view(1, -1, 1, 1).expand(-1, -1, length, -1)
-    elif decay.ndim == 3:
-        decay = decay[..., None]
-    return decay if valid is None else decay * valid[:, None, :, None]
+        return found.sum((0, 2, 3)).to(decay.dtype)
+    return found.sum_to_size(decay.shape).to(decay.dtype)
 
 
-@dataclass
-class _Piece:
-    """Consecutive positions: q [B, Hkv, G, T, D], k [B, Hkv, T, D], v, decay [B|1, Hkv, T, D|1], starts.
-
-    Where `steady`, the decay is the same at all of them, and they are whole chunks.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    decay: Tensor | None
-    starts: Tensor | None
-    steady: bool
-
-    def one(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The recurrence itself, for one position."""
-        if self.decay is not None:
-            state = state * self.decay.exp().to(state.dtype).transpose(2, 3)
-        if self.starts is not None:
-            state = state * ~self.starts[:, None, :, None]
-        state = state + self.k.transpose(2, 3) * self.v
-        return self.q @ state[:, :, None], state
-
-    def chunked(self, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The same in chunks of `size`, all of which but the states are computed at once."""
-        length = self.k.shape[2]
-        short = -length % size
-        q, k, v = (_chunks(x, short, size) for x in (self.q, self.k, self.v))
-        decay = self.decay[:, :, :size] if self.decay is not None and self.steady else self.decay
-        ages = _Ages.of(decay, self.starts, short, size)
-        near = ages.near(q, k[:, :, None], v[:, :, None])
-        written, kept = ages.to_end(k).transpose(-1, -2) @ v, ages.kept(state.dtype)
-        shares = [None] * k.shape[2] if kept is None else kept.expand(-1, -1, k.shape[2], -1, -1).unbind(2)
-        states = []
-        for added, share in zip(written.unbind(2), shares, strict=True):
-            states.append(state)
-            state = added + (state if share is None else state * share)
-        seen = torch.stack(states, 2)[:, :, None].expand(-1, -1, q.shape[2], -1, -1, -1)
-        flat = (x.flatten(0, 3) for x in (near, ages.from_start(q), seen))
-        out = torch.baddbmm(*flat).view(near.shape)
-        return out.flatten(3, 4)[:, :, :, :length], state
-
-
-def _chunks(x: Tensor, short: int, size: int) -> Tensor:
-    """Pad the positions of `x` [..., T, D] with `short` zeros and cut them into chunks, [..., N, C, D]."""
-    x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
-    return x.unflatten(-2, (-1, size))
-
-
-@dataclass
-class _Ages:
-    """How much of what position j wrote is left at position i of the same chunk.
-
-    Attributes:
-        sums: b, float64 [B|1, Hkv, N|1, C, D|1], or None without decay.
-        sequence: number of starts in the chunk up to a position, [B, 1, N, C], or None.
-    """
-
-    sums: Tensor | None
-    sequence: Tensor | None
-
-    @classmethod
-    def of(cls, decay: Tensor | None, starts: Tensor | None, short: int, size: int) -> _Ages:
-        sums = None if decay is None else _chunks(decay, short, size).cumsum(3)
-        sequence = None
-        if starts is not None:
-            sequence = _chunks(starts[:, None, :, None].long(), short, size)[..., 0].cumsum(3)
-        return cls(sums, sequence)
-
-    def kept(self, dtype: torch.dtype) -> Tensor | None:
-        """The share of an earlier state that is left after each chunk, [B|1, Hkv|1, N|1, D|1, 1], or None."""
-        kept = None if self.sums is None else self.sums[..., -1, :, None].exp().to(dtype)
-        if self.sequence is None:
-            return kept
-        whole = (self.sequence[..., -1] == 0)[..., None, None]
-        return whole.to(dtype) if kept is None else kept * whole
-
-    def from_start(self, q: Tensor) -> Tensor:
-        """Queries [B, Hkv, G, N, C, D] as they see the state before their chunk."""
-        if self.sums is not None:
-            q = q * self.sums[:, :, None].exp().to(q.dtype)
-        return q if self.sequence is None else q * (self.sequence == 0)[:, :, None, :, :, None]
-
-    def to_end(self, k: Tensor) -> Tensor:
-        """Keys [B, Hkv, N, C, D] as they stand in the state after their chunk."""
-        if self.sums is not None:
-            k = k * (self.sums[..., -1:, :] - self.sums).exp().to(k.dtype)
-        return k if self.sequence is None else k * (self.sequence == self.sequence[..., -1:])[..., None]
-
-    def near(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What each position [B, Hkv, G, N, C, .] gets from the positions of its own chunk."""
-        if self.sums is not None and self.sums.shape[-1] > 1:
-            sums = self.sums[:, :, None].expand(*k.shape)
-            sequence = None if self.sequence is None else self.sequence[:, :, None]
-            return within_blocks(q, k, v, sums, sequence)
-        scores = q @ k.transpose(-1, -2)
-        left = self._left(scores)
-        return (torch.tril(scores) if left is None else scores * left) @ v
-
-    def _left(self, scores: Tensor) -> Tensor | None:
-        """exp(b_i - b_j) for j <= i in one sequence, else 0, [B|1, Hkv|1, 1, N|1, C, C]; None for all 1."""
-        if self.sums is None and self.sequence is None:
-            return None
-        before = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if self.sequence is not None:
-            before = before & same(self.sequence, self.sequence)
-        if self.sums is None:
-            return before.to(scores.dtype)[:, :, None]
-        apart = self.sums - self.sums.transpose(-1, -2)
-        return apart.masked_fill(~before, -torch.inf).to(scores.dtype).exp()[:, :, None]
+def _kind(*given: Tensor) -> torch.dtype:
+    """The type of products: float64, or bfloat16 where all are and it is fast here, else float32."""
+    if given[0].dtype == torch.float64:
+        return torch.float64
+    fast = given[0].is_cuda or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and all(x.dtype == torch.bfloat16 for x in given) else torch.float32
