@@ -16,6 +16,7 @@ from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanis
 from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
+from regard.attention.titans import NeuralMemory, Titans
 
 __all__ = [
     "MECHANISMS",
@@ -34,11 +35,13 @@ __all__ = [
     "LinearAttention",
     "Mechanism",
     "MultiHeadAttention",
+    "NeuralMemory",
     "NormalizedAttention",
     "Similarity",
     "SlidingWindow",
     "Softmax",
     "Spec",
+    "Titans",
     "decay_rates",
     "from_dict",
     "get",

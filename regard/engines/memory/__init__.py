@@ -1,4 +1,4 @@
-"""Neural memories: small networks whose weights are a recurrent state, trained on every position they meet."""
+"""Neural memories: small networks whose weights are a recurrent state, trained on every position."""
 
 from regard.engines.memory.drive import neural_memory
 from regard.engines.memory.network import ACTIVATIONS, apply

@@ -82,7 +82,7 @@ class Shares:
 
 
 def _products(share: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
-    """Products of shares [..., C] after j up to t, [..., C, C], 0 where j > t; and from the start, [..., C, 1]."""
+    """Products of shares [..., C]: after j up to t, [..., C, C], 0 for j > t; from the start, [..., C, 1]."""
     sums = share.double().clamp(min=TINY).log().cumsum(-1)
     apart = (sums[..., :, None] - sums[..., None, :]).masked_fill(later, -torch.inf)
     return apart.to(share.dtype).exp(), sums.to(share.dtype).exp()[..., None]

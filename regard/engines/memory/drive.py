@@ -4,13 +4,14 @@ Chunks lie on a grid that begins with a memory's first position. A sequence that
 the middle of its chunk, since the state holds the weights that the chunk began with; the outputs are those of
 the whole.
 
-Source: Behrouz et al., 2024, arXiv 2501.00663, section 3. Operations O(T * (C + P / C)) a head with P weights,
-beside O(P) a chunk; the state is 2 or 3 P, whatever the length.
+Source: Behrouz et al., 2024, arXiv 2501.00663, section 3. Operations O(T * P) a head with P weights, for the
+passes of every position through the network; the state is 2 or 3 P, whatever the length.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def neural_memory(
 
         S_t = eta_t S_{t-1} - theta_t grad |M'(k_t) - v_t|^2,   M_t = (1 - alpha_t) M_{t-1} + S_t
 
-    with M' the memory at the start of the chunk of t. Computed in float64 where `q` is and in float32 otherwise.
+    with M' the memory at the start of the chunk of t. Computed in float64 where `q` is, else in float32.
 
     Args:
         q, k: [B, H, T, n].
@@ -146,8 +147,8 @@ class _Drive:
         size = self.chunk * max(1, BLOCK // self.chunk) if linear and loose else self.chunk
         batch, heads = given.q.shape[:2]
         several = max(1, NUMBERS // (batch * heads * size * size)) * size
-        cuts = list(range(0, count // size * size, several)) + [count // size * size]
-        pieces = [(a, b, size) for a, b in zip(cuts, cuts[1:], strict=False)]
+        cuts = [*range(0, count // size * size, several), count // size * size]
+        pieces = [(a, b, size) for a, b in pairwise(cuts)]
         if cuts[-1] < count:
             pieces.append((cuts[-1], count, count - cuts[-1]))
         outs = []
@@ -174,9 +175,7 @@ class _Drive:
         self._note([w.detach().abs().amax() for w in weights], at)
         return out, Memory(seen, start, weights, surprise)
 
-    def _chunks(
-        self, given: _Given, filled: Tensor | None, memory: Memory, at: int
-    ) -> tuple[Tensor, Memory]:
+    def _chunks(self, given: _Given, filled: Tensor | None, memory: Memory, at: int) -> tuple[Tensor, Memory]:
         """Whole chunks [B, H, N, C, .], one after the other."""
         size, outs = given.q.shape[3], []
         shares = given.shares().split()
@@ -188,9 +187,7 @@ class _Drive:
             outs.append(out)
         return torch.stack(outs, 2), memory
 
-    def _linear(
-        self, given: _Given, filled: Tensor | None, memory: Memory, at: int
-    ) -> tuple[Tensor, Memory]:
+    def _linear(self, given: _Given, filled: Tensor | None, memory: Memory, at: int) -> tuple[Tensor, Memory]:
         """Blocks [B, H, N, C, .] of whole chunks, of a memory of one matrix."""
         blocks, size = given.q.shape[2:4]
         surprise = memory.surprise[0] if memory.surprise else None
@@ -264,5 +261,9 @@ def _check_kept(memory: Memory, eta: Tensor | None) -> None:
     if (eta is None) == bool(memory.surprise):
         raise ShapeMismatch(
             "the memory was begun "
-            + ("with momentum, and goes on without." if eta is None else "without momentum, and eta is given.")
+            + (
+                "with momentum, and goes on without."
+                if eta is None
+                else "without momentum, and eta is given."
+            )
         )

@@ -1,8 +1,8 @@
 """Memories of one matrix, in blocks of any number of chunks: a triangular system gives every gradient.
 
-The residual of position i, taken at the start s(i) of its chunk, is R_i = 2 (k_i M_{s(i)} - v_i), and the memory
-there holds earlier residuals of the same block. With G, beta and f as in `chunk.py`, and rows of them taken
-at s(i) marked by a stroke,
+The residual of position i, taken at the start s(i) of its chunk, is R_i = 2 (k_i M_{s(i)} - v_i), and the
+memory there holds earlier residuals of the same block. With G, beta and f as in `chunk.py`, and rows of them
+taken at s(i) marked by a stroke,
 
     (I + 2 (K K^T * G')) R = 2 (beta' * K) M + 2 (f' * K) S - 2 V
 

@@ -1,7 +1,7 @@
 """The network that a memory is, M(k) = act(.. act(k W_1) ..) W_L, and the gradient of its loss by hand.
 
-With h_0 = k, a_l = h_{l-1} W_l, h_l = act(a_l) and the loss |a_L - v|^2, the gradient of W_l from one position
-is the outer product of h_{l-1} and d_l:
+With h_0 = k, a_l = h_{l-1} W_l, h_l = act(a_l) and the loss |a_L - v|^2, the gradient of W_l from one
+position is the outer product of h_{l-1} and d_l:
 
     d_L = 2 (a_L - v),   d_{l-1} = (d_l W_l^T) * act'(a_{l-1})
 

@@ -56,8 +56,8 @@ class Memory:
         found = [list(w.shape[:2]) for w in self.weights]
         if any(shape != [batch, heads] for shape in found) or self.seen.shape != (batch,):
             raise ShapeMismatch(
-                f"the state is of [batch, heads] {found[0]}, and the input of {[batch, heads]}; a state goes on "
-                "with the sequences that it came from."
+                f"the state is of [batch, heads] {found[0]}, and the input of {[batch, heads]}; a state goes "
+                "on with the sequences that it came from."
             )
 
 
