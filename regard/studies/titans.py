@@ -37,11 +37,11 @@ class Size:
 
     draws: int = 20
     seeds: int = 3
-    steps: int = 300
-    rate: float = 1e-2
-    pairs: int = 4
-    symbols: int = 20
-    window: int = 8
+    steps: int = 220
+    rate: float = 5e-3
+    pairs: int = 3
+    symbols: int = 10
+    window: int = 4
     asked: int = 512
 
 

@@ -89,13 +89,14 @@ class ContextMemory(Block):
 
     def _kept(self, x: Tensor, h: Tensor, places: Tensor, caches: State) -> tuple[Tensor, State]:
         """The queries of x, and the caches with keys and values of h and x written at `places` [B, T]."""
-        q, k, v = (heads_of(part, self.heads) for part in self.projections(x).chunk(3, -1))
-        _, hk, hv = (heads_of(part, self.heads) for part in self.projections(h).chunk(3, -1))
-        later = places + self.segment
-        new = (self.turn(hk, places), hv, self.turn(k, later), v)
-        index = places[:, None, :, None].expand_as(k)
-        kept = tuple(c.scatter(2, index, n) for c, n in zip(caches, new, strict=True))
-        return self.turn(q, later), kept
+        count, later = x.shape[1], places + self.segment
+        q, k, v = (heads_of(part, self.heads) for part in self.projections(torch.cat([h, x], 1)).chunk(3, -1))
+        k = self.turn(k, torch.cat([places, later], 1))
+        new: State = (k[:, :, :count], v[:, :, :count], k[:, :, count:], v[:, :, count:])
+        if count < self.segment:
+            index = places[:, None, :, None].expand_as(new[0])
+            new = tuple(c.scatter(2, index, n) for c, n in zip(caches, new, strict=True))
+        return self.turn(q[:, :, count:], later), new
 
     def _attend(self, q: Tensor, kept: State, places: Tensor) -> Tensor:
         """Attention over [P, h, x], where a position sees both only up to itself, [B, T, dim]."""

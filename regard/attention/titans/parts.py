@@ -59,8 +59,9 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.filters = nn.Conv1d(channels, channels, width, groups=channels)
         self.kept = width - 1
+        self.filters = nn.Parameter(width**-0.5 * (2 * torch.rand(width, channels) - 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def fresh(self, x: Tensor) -> Tensor:
         """Return what stands before the first position: zeros, [B, width - 1, channels]."""
@@ -69,9 +70,11 @@ class ShortConvolution(nn.Module):
     def forward(self, x: Tensor, before: Tensor, filled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the convolved x [B, T, channels], and what stands before the next position."""
         after = newest(before, x, filled, 1)
-        if x.shape[1] == 0:
-            return x, after
-        return self.filters(torch.cat([before.to(x.dtype), x], 1).mT).mT, after
+        both, length = torch.cat([before.to(x.dtype), x], 1), x.shape[1]
+        out = self.bias
+        for place, row in enumerate(self.filters):
+            out = out + row * both[:, place : place + length]
+        return out, after
 
 
 class Joined(nn.Module):
