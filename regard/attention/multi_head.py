@@ -15,8 +15,10 @@ Status: partly our choice, as one module for all.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,11 +53,15 @@ class MultiHeadAttention(nn.Module):
         kv_heads: number of key heads; a divisor of `heads`, default the same.
         head_dim: width of a head; default dim / heads.
         positions: "rotary", "alibi", a `Rotary` of your own, or None.
-        gate: "sigmoid" or "silu", what multiplies the heads' outputs before W_o; None for nothing.
+        gate: "sigmoid" or "silu", what multiplies the heads' outputs before W_o; a module that makes gates
+            [B, H, T, 1] of x, such as a `HeadGate`; None for nothing.
         head_norm: whether each head's output is divided by its root mean square.
         bias: whether the projections have one.
         layer, layers: which layer this is, from 0, and of how many, where the mechanism depends on it.
         device, dtype: of the parameters.
+
+    Attributes:
+        config: the sizes under the names that transformers gives them, for mechanisms that ask their layer.
 
     Raises:
         RegardError: where an argument will not do, or the mechanism cannot do what is asked.
@@ -79,7 +85,7 @@ class MultiHeadAttention(nn.Module):
         kv_heads: int | None = None,
         head_dim: int | None = None,
         positions: str | Rotary | None = None,
-        gate: str | None = None,
+        gate: str | nn.Module | None = None,
         head_norm: bool = False,
         bias: bool = False,
         layer: int = 0,
@@ -95,20 +101,24 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.layer, self.layers, self.head_norm = layer, layers, head_norm
         self.positions = Rotary() if positions == "rotary" else positions
-        self.activation = gate or ""
+        self.activation = gate if isinstance(gate, str) else ""
         made: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
+        self.gate: nn.Module | None = gate if isinstance(gate, nn.Module) else None
+        self.config = SimpleNamespace(
+            hidden_size=dim, num_attention_heads=heads, num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim, num_hidden_layers=layers,
+        )  # fmt: skip
         self.mechanism = self._built(mechanism)
         self._check_fit(kv_heads, head_dim)
         width = heads * self.head_dim
-        self.gate: nn.Linear | None = None
         if isinstance(self.mechanism, Mechanism):
             self.queries = nn.Linear(dim, width, **made)
             self.keys = nn.Linear(dim, self.kv_heads * self.head_dim, **made)
             self.values = nn.Linear(dim, self.kv_heads * self.head_dim, **made)
             self.output = nn.Linear(width, dim, **made)
-        if gate is not None:
+        if self.activation:
             self.gate = nn.Linear(dim, width if isinstance(self.mechanism, Mechanism) else dim, **made)
-        self.mechanism.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Return the mixed x, [B, T, dim]; rows of padding are arbitrary.
@@ -124,7 +134,7 @@ class MultiHeadAttention(nn.Module):
         """
         self._check_input(x, valid)
         if isinstance(self.mechanism, Block):
-            return self._closed(x, self.mechanism(x))
+            return self._gated(x, self.mechanism(x, **self._masked(valid)))
         at = positions_of(x, valid)
         q, k, v = self._projected(x, at)
         ctx = replace(Context.of(q, k, causal=self.causal, valid=valid), x=x, bias=self._bias(at, at))
@@ -145,8 +155,7 @@ class MultiHeadAttention(nn.Module):
             RegardError: where the layer or its mechanism cannot decode.
             ShapeMismatch: where the state is of another batch, width or dtype.
         """
-        if not self.causal:
-            raise RegardError("a layer that is not causal cannot decode step by step; call it on the whole.")
+        self._check_decodes()
         self._check_input(x, valid)
         check_state(state, x)
         at = positions_of(x, valid, state)
@@ -154,8 +163,9 @@ class MultiHeadAttention(nn.Module):
         seen = seen + (x.shape[1] if valid is None else valid.sum(-1))
         inner = None if state is None else state.inner
         if isinstance(self.mechanism, Block):
-            out, inner = self._stepping()(x, inner)
-            return self._closed(x, out), DecodeState(seen, inner)
+            step: Any = self.mechanism.step
+            out, inner = step(x, inner, **self._masked(valid))
+            return self._gated(x, out), DecodeState(seen, inner)
         q, k, v = self._projected(x, at)
         if self.mechanism.carries_state:
             ctx = replace(Context.of(q, k, valid=valid), x=x)
@@ -194,7 +204,7 @@ class MultiHeadAttention(nn.Module):
             raise RegardError(f"{kind} is {has}; give causal={not self.causal}.")
         own = {
             "positions": self.positions, "kv_heads": kv_heads, "head_dim": head_dim,
-            "head_norm": self.head_norm or None,
+            "head_norm": self.head_norm or None, "a gate of heads": None if self.activation else self.gate,
         }  # fmt: skip
         for name, value in own.items():
             if block and value is not None:
@@ -217,7 +227,7 @@ class MultiHeadAttention(nn.Module):
                 f"valid must be bool {list(x.shape[:2])}, one for each position, and is "
                 f"{str(valid.dtype).removeprefix('torch.')} {list(valid.shape)}."
             )
-        if valid is not None and isinstance(self.mechanism, Block):
+        if valid is not None and isinstance(self.mechanism, Block) and not _masks(self.mechanism):
             raise RegardError(f"{type(self.mechanism).__name__} cannot leave out padding; give no valid.")
         if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
             raise RegardError("x holds NaN or infinity; the layer before has gone wrong.")
@@ -235,20 +245,39 @@ class MultiHeadAttention(nn.Module):
         return alibi(self.heads, queries, keys) if self.positions == "alibi" else None
 
     def _closed(self, x: Tensor, out: Tensor) -> Tensor:
-        """Norm, gate and output projection."""
+        """Norm, gate and output projection of heads [B, H, T, D]."""
         if self.head_norm:
             out = F.rms_norm(out, out.shape[-1:], eps=EPS)
-        mixed = out if isinstance(self.mechanism, Block) else out.transpose(1, 2).flatten(2)
-        mixed = mixed.to(x.dtype)
-        if self.gate is not None:
-            mixed = GATES[self.activation](self.gate(x)) * mixed
-        return mixed if isinstance(self.mechanism, Block) else self.output(mixed)
+        if self.gate is not None and not self.activation:
+            out = self.gate(x) * out
+        return self.output(self._gated(x, out.transpose(1, 2).flatten(2).to(x.dtype)))
 
-    def _stepping(self) -> Any:
-        step = getattr(self.mechanism, "step", None)
-        if step is None:
-            raise UnsupportedModel(f"{type(self.mechanism).__name__} cannot decode: it has no step.")
-        return step
+    def _gated(self, x: Tensor, out: Tensor) -> Tensor:
+        """The elementwise gate on [B, T, width]."""
+        return (
+            GATES[self.activation](self.gate(x)) * out if self.gate is not None and self.activation else out
+        )
+
+    def _masked(self, valid: Tensor | None) -> dict[str, Tensor]:
+        return {} if valid is None else {"mask": valid}
+
+    def _check_decodes(self) -> None:
+        """Refuse to decode where steps would not give what the whole gives."""
+        name, exempt = type(self.mechanism).__name__, self.mechanism.exempt
+        if not self.causal:
+            raise RegardError("a layer that is not causal cannot decode step by step; call it on the whole.")
+        if isinstance(self.mechanism, Block):
+            if not callable(getattr(self.mechanism, "step", None)):
+                raise UnsupportedModel(f"{name} cannot decode: it has no step.")
+            return
+        law = "step" if self.mechanism.carries_state else "offset"
+        if law in exempt:
+            raise UnsupportedModel(f"{name} cannot decode step by step: {exempt[law]}.")
+
+
+def _masks(block: Block) -> bool:
+    """Whether a block can leave out padding: whether it takes a mask, bool [B, T]."""
+    return "mask" in inspect.signature(block.forward).parameters
 
 
 def _order(block: Block) -> str:
@@ -268,5 +297,5 @@ def _check_numbers(dim: int, heads: int, kv_heads: int | None, head_dim: int | N
 def _check_names(positions: Any, gate: Any) -> None:
     if not isinstance(positions, Rotary) and positions not in POSITIONS:
         raise RegardError(f"positions is {positions!r}; it must be 'rotary', 'alibi', a Rotary or None.")
-    if gate is not None and gate not in GATES:
-        raise RegardError(f"gate is {gate!r}; it must be one of {', '.join(GATES)}, or None.")
+    if gate is not None and not isinstance(gate, nn.Module) and gate not in GATES:
+        raise RegardError(f"gate is {gate!r}; it must be one of {', '.join(GATES)}, a module or None.")
