@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import CARRIES_STATE
 from regard.attention.dsf.ltv import LTV
 from regard.attention.dsf.registry import system_of
 from regard.attention.dsf.rows import normalized_attention as system_of_rows
@@ -153,6 +154,7 @@ class NormalizedAttention(Spec):
     """
 
     module: ClassVar = NormalizedAttentionLayer
+    costs: ClassVar = CARRIES_STATE
     dim: int
     heads: int
     key_width: int | None = None

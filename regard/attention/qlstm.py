@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import Costs
 from regard.attention.dsf.ltv import LTV
 from regard.attention.dsf.registry import system_of
 from regard.attention.dsf.ssm import qlstm, retained
@@ -114,6 +115,7 @@ class QLSTM(Spec):
     """
 
     module: ClassVar = QLSTMLayer
+    costs: ClassVar = Costs(time="T log T D", memory="T D", step_time="D", step_memory="D")
     dim: int
     hidden: int | None = None
     reverse: bool = True

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from regard.attention.block import Block
+from regard.attention.costs import Costs
 from regard.attention.mechanism import Mechanism
 from regard.errors import RegardError
 
@@ -17,10 +18,17 @@ class Spec:
     """The options of a mechanism; a subclass names its module in `module`.
 
     Options are what JSON can hold, tuples excepted: `to_dict` must give them back.
+
+    Attributes:
+        costs: how time and memory grow, for `regard mechanisms`; None for what is usual where keys and values
+            are read, or a state is carried.
+        use: `training and inference`, or one of the two.
     """
 
     module: ClassVar[type[Mechanism] | type[Block]]
     registered: ClassVar[str]
+    costs: ClassVar[Costs | None] = None
+    use: ClassVar[str] = "training and inference"
 
     def build(self, site: Any = None) -> Any:
         """Return the module of one layer.

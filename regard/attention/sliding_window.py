@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from regard.attention.costs import Costs
 from regard.attention.matrices import dense_mask, softmax_matrix
 from regard.attention.mechanism import Context, Mechanism
 from regard.attention.registry import Spec, get, mechanism
@@ -67,6 +68,7 @@ class SlidingWindow(Spec):
     """
 
     module: ClassVar = SlidingWindowAttention
+    costs: ClassVar = Costs(time="T w D", memory="w", step_time="w D", step_memory="T D")
     window: int
 
     def __post_init__(self) -> None:

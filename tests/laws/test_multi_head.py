@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from regard.attention import MECHANISMS, Block, Mechanism, MultiHeadAttention
+from regard.attention.costs import describe
 from regard.errors import RegardError, UnsupportedModel
 from tests.laws.laws import near, padded
 
@@ -127,3 +128,14 @@ def test_a_state_dict_brings_everything_back(name):
     other.load_state_dict(made.state_dict())
     near(other(x), made(x))
     near(copy.deepcopy(made)(x), made(x))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if decodes(spec)])
+def test_what_decoding_keeps_grows_with_the_length_only_where_that_is_declared(name):
+    costs = describe(type(HELD[name])).costs
+    if costs is None or costs.step_memory is None:
+        pytest.skip(f"{name} declares no memory of a step")
+    made = layer(HELD[name])
+    short, long = (made.step(given(made, length))[1].numbers() for length in (8, 16))
+    assert short > 0
+    assert long == (short if "T" not in costs.step_memory.split() else 2 * short)

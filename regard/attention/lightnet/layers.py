@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import CARRIES_STATE, Costs
 from regard.attention.lightnet.function import Method, lightnet_attention
 from regard.attention.lightnet.positions import MDLRPE, Angles, check_grid, coordinates
 from regard.attention.registry import Spec, mechanism
@@ -211,6 +212,7 @@ class LightNetText(_Layer):
     """
 
     module: ClassVar = LightNetTextLayer
+    costs: ClassVar = CARRIES_STATE
 
     @classmethod
     def examples(cls) -> tuple[Spec, ...]:
@@ -238,6 +240,7 @@ class LightNetGrid(_Layer):
     """
 
     module: ClassVar = LightNetGridLayer
+    costs: ClassVar = Costs(time="T D^2", memory="D^2")
     axes: int = 2
 
     def __post_init__(self) -> None:

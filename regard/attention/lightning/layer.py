@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import CARRIES_STATE
 from regard.attention.lightning.operator import CHUNK, Call
 from regard.attention.lightning.rates import check_kind, decay_rates, given_rates
 from regard.attention.mechanism import State
@@ -203,6 +204,7 @@ class LightningLayer(Spec):
     """
 
     module: ClassVar = LightningMixer
+    costs: ClassVar = CARRIES_STATE
     dim: int
     heads: int
     width: int | None = None
