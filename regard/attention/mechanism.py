@@ -40,7 +40,6 @@ class Context:
         bias: added to the scores, broadcastable to [B, H, T, S], or None.
         sink_logits: one logit a head [H], or a head and row [B|1, H, T, 1], that joins a softmax, or None.
         dropout: probability, on the weights of a softmax.
-        x: the layer's input at the queries, [B, T, dim], where the caller has it; `MultiHeadAttention` does.
     """
 
     mask: Mask
@@ -54,7 +53,6 @@ class Context:
     bias: Tensor | None = None
     sink_logits: Tensor | None = None
     dropout: float = 0.0
-    x: Tensor | None = None
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, *, causal: bool = True, valid: Tensor | None = None) -> Context:

@@ -137,7 +137,7 @@ class MultiHeadAttention(nn.Module):
             return self._gated(x, self.mechanism(x, **self._masked(valid)))
         at = positions_of(x, valid)
         q, k, v = self._projected(x, at)
-        ctx = replace(Context.of(q, k, causal=self.causal, valid=valid), x=x, bias=self._bias(at, at))
+        ctx = replace(Context.of(q, k, causal=self.causal, valid=valid), bias=self._bias(at, at))
         return self._closed(x, self.mechanism(q, k, v, ctx))
 
     def step(
@@ -168,12 +168,11 @@ class MultiHeadAttention(nn.Module):
             return self._gated(x, out), DecodeState(seen, inner)
         q, k, v = self._projected(x, at)
         if self.mechanism.carries_state:
-            ctx = replace(Context.of(q, k, valid=valid), x=x)
-            out, inner = self.mechanism.step(q, k, v, inner, ctx)
+            out, inner = self.mechanism.step(q, k, v, inner, Context.of(q, k, valid=valid))
             return self._closed(x, out), DecodeState(seen, inner)
         (k, v), known = with_earlier(k, v, valid, state)
         before = positions_of(k.transpose(1, 2), known)
-        ctx = replace(Context.of(q, k, valid=known), x=x, bias=self._bias(at, before))
+        ctx = replace(Context.of(q, k, valid=known), bias=self._bias(at, before))
         return self._closed(x, self.mechanism(q, k, v, ctx)), DecodeState(seen, (k, v), known)
 
     def extra_repr(self) -> str:

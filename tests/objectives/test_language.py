@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import lru_cache
 
 import pytest
 import torch
@@ -15,9 +16,15 @@ from regard.errors import RegardError
 from regard.models.decoder import Decoder
 from regard.objectives import Recipe, evaluate, train
 from regard.objectives.checkpoint import FILE
-from regard.tasks.corpus import Corpus, packaged
+from regard.tasks.corpus import Corpus, corpus, novels
 
 SMALL = {"batch": 4, "length": 16, "windows": 4, "evaluate_every": 4, "checkpoint_every": 4}
+
+
+@lru_cache(maxsize=1)
+def chapter():
+    """The beginning of a packaged novel, in bytes."""
+    return corpus([novels()["sherlock-holmes"][:40000]], 256)
 
 
 def model(mechanism="linear", dropout=0.0):
@@ -43,10 +50,10 @@ def test_it_learns_what_can_be_learned_and_no_more():
 
 
 def test_the_same_seed_gives_the_same_losses_whatever_was_drawn_before():
-    first = train(model(dropout=0.2), packaged(256), steps=5, **SMALL).losses
+    first = train(model(dropout=0.2), chapter(), steps=5, **SMALL).losses
     torch.rand(7)
-    assert train(model(dropout=0.2), packaged(256), steps=5, **SMALL).losses == first
-    assert train(model(dropout=0.2), packaged(256), steps=5, seed=1, **SMALL).losses != first
+    assert train(model(dropout=0.2), chapter(), steps=5, **SMALL).losses == first
+    assert train(model(dropout=0.2), chapter(), steps=5, seed=1, **SMALL).losses != first
 
 
 def test_chance_outside_is_left_alone():
@@ -55,22 +62,21 @@ def test_chance_outside_is_left_alone():
     torch.manual_seed(3)
     with torch.random.fork_rng():
         made = model(dropout=0.2)
-    train(made, packaged(256), steps=2, **SMALL)
+    train(made, chapter(), steps=2, **SMALL)
     assert torch.equal(torch.rand(2), expected)
 
 
 KILLED = """
 import os, signal, sys
 from regard.objectives import train
-from regard.tasks.corpus import packaged
-from tests.objectives.test_language import SMALL, model
+from tests.objectives.test_language import SMALL, chapter, model
 def measure(model):
     measure.calls += 1
     if measure.calls == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"norm": float(model.embed.weight.norm())}
 measure.calls = 0
-train(model(dropout=0.2), packaged(256), steps=15, out=sys.argv[1], measure=measure, **SMALL)
+train(model(dropout=0.2), chapter(), steps=15, out=sys.argv[1], measure=measure, **SMALL)
 """
 
 
@@ -83,11 +89,11 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tmp_path):
         return {"norm": float(model.embed.weight.norm())}
 
     whole, again = model(dropout=0.2), model(dropout=0.2)
-    expected = train(whole, packaged(256), steps=15, measure=norm, **SMALL)
+    expected = train(whole, chapter(), steps=15, measure=norm, **SMALL)
     steps = []
     found = train(
         again,
-        packaged(256),
+        chapter(),
         steps=15,
         measure=norm,
         out=tmp_path,
@@ -102,13 +108,13 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tmp_path):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    first = train(model(), packaged(256), steps=3, out=tmp_path, **SMALL)
+    first = train(model(), chapter(), steps=3, out=tmp_path, **SMALL)
     written = (tmp_path / FILE).stat().st_mtime_ns
     again = model()
-    assert train(again, packaged(256), steps=3, out=tmp_path, **SMALL) == first
+    assert train(again, chapter(), steps=3, out=tmp_path, **SMALL) == first
     assert (tmp_path / FILE).stat().st_mtime_ns == written
-    assert evaluate(again, packaged(256), 16, 4) == first.held_out[-1][1]
-    anew = train(model(), packaged(256), steps=2, out=tmp_path, resume=False, **SMALL)
+    assert evaluate(again, chapter(), 16, 4) == first.held_out[-1][1]
+    anew = train(model(), chapter(), steps=2, out=tmp_path, resume=False, **SMALL)
     assert len(anew.losses) == 2 and anew.losses[0] == first.losses[0]
 
 
@@ -121,21 +127,21 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     ],
 )
 def test_another_training_is_refused(tmp_path, change, words):
-    train(model(), packaged(256), steps=3, out=tmp_path, **SMALL)
+    train(model(), chapter(), steps=3, out=tmp_path, **SMALL)
     with pytest.raises(RegardError, match=words):
-        train(model(), packaged(256), **{"steps": 3, "out": tmp_path, **SMALL, **change})
+        train(model(), chapter(), **{"steps": 3, "out": tmp_path, **SMALL, **change})
 
 
 def test_another_model_and_a_damaged_file_are_refused(tmp_path):
-    train(model(), packaged(256), steps=1, out=tmp_path, **SMALL)
+    train(model(), chapter(), steps=1, out=tmp_path, **SMALL)
     with pytest.raises(RegardError, match="is of another model"):
-        train(Decoder(256, dim=8, layers=1, heads=2), packaged(256), steps=1, out=tmp_path, **SMALL)
+        train(Decoder(256, dim=8, layers=1, heads=2), chapter(), steps=1, out=tmp_path, **SMALL)
     whole = (tmp_path / FILE).read_bytes()
     for content in (whole[:100], b"", b"\x08\0\0\0\0\0\0\0{}      "):
         (tmp_path / FILE).write_bytes(content)
         with pytest.raises(RegardError, match="cannot be read|is no file of a training"):
-            train(model(), packaged(256), steps=1, out=tmp_path, **SMALL)
-    train(model(), packaged(256), steps=1, out=tmp_path, resume=False, **SMALL)
+            train(model(), chapter(), steps=1, out=tmp_path, **SMALL)
+    train(model(), chapter(), steps=1, out=tmp_path, resume=False, **SMALL)
     assert (tmp_path / FILE).read_bytes()[:8] == whole[:8]
 
 
@@ -150,8 +156,8 @@ class WithLogits(nn.Module):
 
 def test_a_model_may_give_its_logits_in_an_object():
     assert (
-        train(WithLogits(), packaged(256), steps=2, **SMALL).losses
-        == train(model(), packaged(256), steps=2, **SMALL).losses
+        train(WithLogits(), chapter(), steps=2, **SMALL).losses
+        == train(model(), chapter(), steps=2, **SMALL).losses
     )
 
 
@@ -159,7 +165,7 @@ def test_another_loss_is_lowered_where_one_is_given():
     def squares(made, tokens):
         return made.embed.weight.square().sum()
 
-    log = train(model(), packaged(256), steps=8, rate=1e-2, loss=squares, **SMALL)
+    log = train(model(), chapter(), steps=8, rate=1e-2, loss=squares, **SMALL)
     assert log.losses[-1] < 0.8 * log.losses[0]
 
 
@@ -180,19 +186,19 @@ def test_the_gradient_is_clipped():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: train(model(), packaged(256), steps=0), "steps is 0"),
-        (lambda: train(model(), packaged(256), rate=-1.0), "rate is -1.0"),
-        (lambda: train(model(), packaged(256), rate=math.nan), "rate is nan"),
-        (lambda: train(model(), packaged(256), speed=3), "takes no 'speed'"),
+        (lambda: train(model(), chapter(), steps=0), "steps is 0"),
+        (lambda: train(model(), chapter(), rate=-1.0), "rate is -1.0"),
+        (lambda: train(model(), chapter(), rate=math.nan), "rate is nan"),
+        (lambda: train(model(), chapter(), speed=3), "takes no 'speed'"),
         (lambda: train(model(), [1, 2, 3]), "data must be a Corpus"),
-        (lambda: train(nn.Flatten(), packaged(256)), "no parameter to train"),
-        (lambda: train(model(), packaged(256), length=10**6), "the held-out text|the training text"),
-        (lambda: train(model(), packaged(256), steps=1, windows=-1), "windows is -1"),
+        (lambda: train(nn.Flatten(), chapter()), "no parameter to train"),
+        (lambda: train(model(), chapter(), length=10**6), "the held-out text|the training text"),
+        (lambda: train(model(), chapter(), steps=1, windows=-1), "windows is -1"),
         (
-            lambda: train(nn.Embedding(256, 4).half(), packaged(256), steps=1, out="/proc/no"),
+            lambda: train(nn.Embedding(256, 4).half(), chapter(), steps=1, out="/proc/no"),
             "cannot be written",
         ),
-        (lambda: train(nn.Linear(1, 1), packaged(256), steps=1, **SMALL), "mat1|dtype|must return logits"),
+        (lambda: train(nn.Linear(1, 1), chapter(), steps=1, **SMALL), "mat1|dtype|must return logits"),
     ],
 )
 def test_bad_input_is_refused(call, words):
@@ -204,11 +210,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     broken = model()
     nn.init.constant_(broken.norm[0].weight, math.inf)
     with pytest.raises(RegardError, match=r"the loss of step 0 is (nan|inf)"):
-        train(broken, packaged(256), steps=2, out=tmp_path, **SMALL)
+        train(broken, chapter(), steps=2, out=tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_log_is_plain(tmp_path):
-    log = train(model(), packaged(256), steps=2, measure=lambda m: {"one": 1}, **SMALL)
+    log = train(model(), chapter(), steps=2, measure=lambda m: {"one": 1}, **SMALL)
     assert json.loads(json.dumps(log.measures)) == [[0, {"one": 1.0}], [2, {"one": 1.0}]]
     assert os.listdir(tmp_path) == []
