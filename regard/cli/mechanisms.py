@@ -46,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
     names = sorted(MECHANISMS) if options.name is None else [options.name]
     entries = [describe(MECHANISMS[name]) for name in names]
     rows = [entry.to_dict() for entry in entries]
-    text = json.dumps(rows if options.name is None else rows[0], indent=1, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps(rows if options.name is None else rows[0], indent=1, ensure_ascii=False, default=str)
+        + "\n"
+    )
     if options.json == "-":
         say(text)
         return 0
