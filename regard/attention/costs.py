@@ -84,35 +84,52 @@ def describe(kind: type[Spec]) -> Entry:
     """
     module = kind.module
     heads = issubclass(module, Mechanism)
+    built: list[Mechanism | Block] = [spec.build() for spec in kind.examples()]
     doc = inspect.getdoc(kind) or ""
     return Entry(
         name=kind.registered,
         spec=kind.__name__,
         about=" ".join(doc.split("\n\n")[0].split()),
         kind="heads" if heads else "layer",
-        replaces=tuple(sorted(module.orders)) if issubclass(module, Mechanism) else (_order(module),),
+        replaces=tuple(sorted({order for one in built for order in orders_of(one)})),
         swaps=heads,
         honours=tuple(sorted(module.honours)) if issubclass(module, Mechanism) else (),
-        decodes=_decodes(module),
+        decodes=next((way for one in built if (way := decodes(one)) is not None), None),
         use=kind.use,
-        parameters=any(True for _ in kind.examples()[0].build().parameters()),
+        parameters=any(True for one in built for _ in one.parameters()),
         costs=kind.costs or _derived(module),
         options={f.name: _default(f) for f in fields(kind)},
         exempt=dict(module.exempt),
     )
 
 
-def _order(module: type[Block]) -> str:
-    return "causal" if module.causal else "full"
+def orders_of(built: Mechanism | Block) -> frozenset[str]:
+    """Return which of `causal` and `full` a built mechanism can be.
+
+    Example:
+        >>> from regard.attention import QLSTM
+        >>> sorted(orders_of(QLSTM(dim=8).build()))
+        ['causal']
+    """
+    if isinstance(built, Mechanism):
+        return built.orders
+    return frozenset({"causal" if built.causal else "full"})
 
 
-def _decodes(module: type[Mechanism] | type[Block]) -> str | None:
-    if not issubclass(module, Mechanism):
-        return "state" if module.causal and callable(getattr(module, "step", None)) else None
-    if "causal" not in module.orders:
+def decodes(built: Mechanism | Block) -> str | None:
+    """Return what a built mechanism decodes from, `cache` or `state`; None where it does not decode.
+
+    Example:
+        >>> from regard.attention import LinearAttention, Softmax
+        >>> decodes(Softmax().build()), decodes(LinearAttention().build())
+        ('cache', 'state')
+    """
+    if "causal" not in orders_of(built):
         return None
-    law, way = ("step", "state") if module.carries_state else ("offset", "cache")
-    return None if law in module.exempt else way
+    if not isinstance(built, Mechanism):
+        return "state" if callable(getattr(built, "step", None)) else None
+    law, way = ("step", "state") if built.carries_state else ("offset", "cache")
+    return None if law in built.exempt else way
 
 
 def _derived(module: type[Mechanism] | type[Block]) -> Costs | None:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import decodes, orders_of
 from regard.attention.decoding import DecodeState, check_state, positions_of, with_earlier
 from regard.attention.mechanism import Context, Mechanism
 from regard.attention.positions import Rotary, alibi
@@ -197,8 +198,7 @@ class MultiHeadAttention(nn.Module):
         """Refuse what the mechanism cannot do."""
         kind, order = type(self.mechanism).__name__, "causal" if self.causal else "full"
         block = isinstance(self.mechanism, Block)
-        orders = self.mechanism.orders if isinstance(self.mechanism, Mechanism) else {_order(self.mechanism)}
-        if order not in orders:
+        if order not in orders_of(self.mechanism):
             has = "only causal" if order == "full" else "not causal"
             raise RegardError(f"{kind} is {has}; give causal={not self.causal}.")
         own = {
@@ -265,22 +265,14 @@ class MultiHeadAttention(nn.Module):
         name, exempt = type(self.mechanism).__name__, self.mechanism.exempt
         if not self.causal:
             raise RegardError("a layer that is not causal cannot decode step by step; call it on the whole.")
-        if isinstance(self.mechanism, Block):
-            if not callable(getattr(self.mechanism, "step", None)):
-                raise UnsupportedModel(f"{name} cannot decode: it has no step.")
-            return
-        law = "step" if self.mechanism.carries_state else "offset"
-        if law in exempt:
-            raise UnsupportedModel(f"{name} cannot decode step by step: {exempt[law]}.")
+        if decodes(self.mechanism) is None:
+            law = "step" if "step" in exempt else "offset"
+            raise UnsupportedModel(f"{name} cannot decode step by step: {exempt.get(law, 'it has no step')}.")
 
 
 def _masks(block: Block) -> bool:
     """Whether a block can leave out padding: whether it takes a mask, bool [B, T]."""
     return "mask" in inspect.signature(block.forward).parameters
-
-
-def _order(block: Block) -> str:
-    return "causal" if block.causal else "full"
 
 
 def _check_numbers(dim: int, heads: int, kv_heads: int | None, head_dim: int | None) -> None:

@@ -233,7 +233,7 @@ def test_a_block_without_steps_cannot_decode():
         step = None
 
     made = layer(mechanism=Still(16, 4, None, "exp"))
-    with pytest.raises(UnsupportedModel, match="cannot decode: it has no step"):
+    with pytest.raises(UnsupportedModel, match="cannot decode step by step: it has no step"):
         made.step(given())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regard.attention import MECHANISMS, Block, Mechanism, MultiHeadAttention
-from regard.attention.costs import describe
+from regard.attention.costs import decodes, describe, orders_of
 from regard.errors import RegardError, UnsupportedModel
 from tests.laws.laws import near, padded
 
@@ -34,7 +34,7 @@ def layer(spec, **options):
     if issubclass(spec.module, Mechanism):
         options = {"head_dim": WIDTH, **given, **options}
     torch.manual_seed(0)
-    causal = "causal" in spec.module.orders if issubclass(spec.module, Mechanism) else spec.module.causal
+    causal = "causal" in orders_of(spec.build())
     made = MultiHeadAttention(dim, heads, mechanism=spec, causal=causal, layers=2, **options)
     return made.double()
 
@@ -42,14 +42,6 @@ def layer(spec, **options):
 def given(made, length=LENGTH, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, length, made.dim, generator=generator, dtype=torch.float64)
-
-
-def decodes(spec):
-    """Whether a layer of it reads position by position: a causal one with keys to cache, or a state."""
-    if issubclass(spec.module, Block):
-        return spec.module.causal and hasattr(spec.module, "step")
-    law = "step" if spec.module.carries_state else "offset"
-    return "causal" in spec.module.orders and law not in spec.module.exempt
 
 
 def stepped(made, x, sizes, valid=None, state=None):
@@ -80,7 +72,7 @@ def test_a_step_of_training_lowers_the_loss_and_reaches_every_parameter(name):
         assert (made(x) - wanted).square().mean() < before
 
 
-@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if decodes(spec)])
+@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if decodes(spec.build())])
 def test_decoding_step_by_step_equals_the_full_call(name):
     rotary = "rotary" if issubclass(HELD[name].module, Mechanism) else None
     made = layer(HELD[name], positions=rotary, gate="silu")
@@ -94,7 +86,7 @@ def test_decoding_step_by_step_equals_the_full_call(name):
     near(found, whole[swapped, 7:])
 
 
-@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if not decodes(spec)])
+@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if not decodes(spec.build())])
 def test_what_cannot_decode_says_so(name):
     made = layer(HELD[name])
     with pytest.raises((UnsupportedModel, RegardError), match="cannot decode"):
@@ -113,7 +105,7 @@ def test_a_padded_batch_equals_its_items(name, side):
     for item in range(2):
         alone = made(x[item : item + 1, valid[item]])
         near(out[item : item + 1, valid[item]], alone)
-    if decodes(spec):
+    if decodes(made.mechanism):
         near(stepped(made, x, [4, 1, LENGTH - 5], valid)[0][valid], out[valid])
 
 
@@ -130,7 +122,7 @@ def test_a_state_dict_brings_everything_back(name):
     near(copy.deepcopy(made)(x), made(x))
 
 
-@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if decodes(spec)])
+@pytest.mark.parametrize("name", [name for name, spec in HELD.items() if decodes(spec.build())])
 def test_what_decoding_keeps_grows_with_the_length_only_where_that_is_declared(name):
     costs = describe(type(HELD[name])).costs
     if costs is None or costs.step_memory is None:
