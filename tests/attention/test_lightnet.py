@@ -60,12 +60,12 @@ def test_keys_of_any_size_in_any_order(order, monkeypatch):
     near(lightnet_attention(q, k, v, causal=True)[0], expected)
     single = lightnet_attention(*(x.float() for x in (q, k, v)), causal=True)[0]
     near(single, by_hand(*(x.float().double() for x in (q, k, v))), 5e-5)
-    factorised = []
+    kept = []
     monkeypatch.setattr(
-        additive, "_decaying", lambda piece, state: factorised.append(piece.length) or zeros(piece, state)
+        additive, "decaying", lambda piece, state: kept.append(piece.length) or zeros(piece, state)
     )
     lightnet_attention(*(x.float() for x in (q, k, v)), causal=True)
-    assert bool(factorised) == (order != "falling"), "decays are left out where that is not safe, or never"
+    assert bool(kept) == (order != "falling"), "decays are left out where that is not safe, or never"
 
 
 def zeros(piece, state):
@@ -84,7 +84,7 @@ def test_without_its_guard_the_fast_form_is_wrong(keys, monkeypatch):
 
 
 def test_ordinary_keys_need_no_decays(monkeypatch):
-    monkeypatch.setattr(additive, "_decaying", None)
+    monkeypatch.setattr(additive, "decaying", None)
     q, k, v = given(2100, dtype=torch.float32)
     near(lightnet_attention(q, k, v, causal=True)[0], by_hand(*(x.double() for x in (q, k, v))), 1e-5)
 

@@ -70,6 +70,19 @@ class Piece:
         return [Piece(*found) for found in zip(*parts, valid, angles, strict=True)]
 
 
+def piece_of(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, angles: tuple[Tensor, Tensor] | None = None
+) -> Piece:
+    """Return all positions as one piece, float64 where q is and float32 otherwise."""
+    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+    k = k.to(kind)
+    if k.numel() and bool(k.detach().amin() < NOTHING):
+        k = k.clamp(min=NOTHING)
+    if valid is not None:
+        k = k.masked_fill(~valid[:, None, :, None], NOTHING)
+    return Piece(q.to(kind), k, v.to(kind), valid, angles)
+
+
 def empty(q: Tensor, k: Tensor, v: Tensor, angles: bool) -> State:
     """Return the state before the first position."""
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -108,12 +121,12 @@ def run(piece: Piece, state: State, factorise: bool = True) -> tuple[Tensor, Sta
             outs.append(out)
         return torch.cat(outs, 2), state
     if not factorise:
-        return _decaying(piece, state)
+        return decaying(piece, state)
     top = torch.maximum(piece.k.detach().amax(2), state[1].detach())
     if float((top - _floor(piece, state[1].detach())).amax()) <= GROWTH[piece.k.dtype]:
-        return _factorised(piece, state, top)
+        return factorised(piece, state, top)
     if piece.length <= SMALLEST:
-        return _decaying(piece, state)
+        return decaying(piece, state)
     half = 1 << ((piece.length - 1).bit_length() - 1)
     first, second = piece.split(half)
     one, state = run(first, state)
@@ -130,7 +143,7 @@ def _floor(piece: Piece, z: Tensor) -> Tensor:
     return torch.maximum(first.detach(), z)
 
 
-def _factorised(piece: Piece, state: State, top: Tensor) -> tuple[Tensor, State]:
+def factorised(piece: Piece, state: State, top: Tensor) -> tuple[Tensor, State]:
     """The form without decays, everything relative to `top`."""
     S, before = state
     nothing = top <= NOTHING / 2
@@ -148,7 +161,7 @@ def _factorised(piece: Piece, state: State, top: Tensor) -> tuple[Tensor, State]
     return out, (last / _twice(end, piece.angles)[..., None], z)
 
 
-def _decaying(piece: Piece, state: State) -> tuple[Tensor, State]:
+def decaying(piece: Piece, state: State) -> tuple[Tensor, State]:
     """The form with decays, everything relative to the detached z of its own position.
 
     Relative to it the sum of weights is 1 at every position; under autograd it is divided by all the same,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from regard.attention.lightnet.additive import NOTHING, Piece, State, absorb, doubled, empty, run
+from regard.attention.lightnet.additive import NOTHING, Piece, State, absorb, doubled, empty, piece_of, run
 from regard.errors import RegardError, ShapeMismatch
 
 METHODS = ("chunk", "safe", "recurrent", "naive")
@@ -81,19 +81,6 @@ def lightnet_attention(
     else:
         out, last = run(piece, before, factorise=method == "chunk")
     return (out if scale == 1 else out * scale).to(q.dtype), last
-
-
-def piece_of(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, angles: tuple[Tensor, Tensor] | None = None
-) -> Piece:
-    """Return all positions as one piece, float64 where q is and float32 otherwise."""
-    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-    k = k.to(kind)
-    if k.numel() and bool(k.detach().amin() < NOTHING):
-        k = k.clamp(min=NOTHING)
-    if valid is not None:
-        k = k.masked_fill(~valid[:, None, :, None], NOTHING)
-    return Piece(q.to(kind), k, v.to(kind), valid, angles)
 
 
 def _recurrent(piece: Piece, state: State) -> tuple[Tensor, State]:

@@ -22,8 +22,8 @@ from torch import Tensor
 from regard.attention.dsf.ltv import LTV
 from regard.attention.dsf.registry import system_of
 from regard.attention.dsf.rows import over_channels
-from regard.attention.lightnet.additive import absorb, empty, running
-from regard.attention.lightnet.function import lightnet_attention, piece_of
+from regard.attention.lightnet.additive import absorb, empty, piece_of, running
+from regard.attention.lightnet.function import lightnet_attention
 from regard.attention.matrices import dense_mask
 from regard.attention.mechanism import Context, Mechanism, State
 from regard.attention.registry import Spec, mechanism

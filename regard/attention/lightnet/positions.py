@@ -39,6 +39,11 @@ def coordinates(grid: Sequence[int], device: torch.device | None = None) -> Tens
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
+def initial_angles(heads: int, width: int) -> Tensor:
+    """Return angles that fall from 1 to nearly 1 / 10000, the same for each head, [heads, width]."""
+    return (BASE ** (-torch.arange(width) / width)).expand(heads, width).clone()
+
+
 class MDLRPE(nn.Module):
     """Relative positions for queries and keys, an angle a channel.
 
@@ -63,8 +68,7 @@ class MDLRPE(nn.Module):
             )
         self.head_dim, self.axes = head_dim, axes
         each = math.ceil(head_dim / axes)
-        theta = BASE ** (-torch.arange(each) / each)
-        self.theta = nn.Parameter(theta.expand(heads, each).clone())
+        self.theta = nn.Parameter(initial_angles(heads, each))
 
     def forward(self, places: Tensor, class_tokens: int = 0) -> Angles:
         """Return cosines and sines, each [B|1, heads, class_tokens + T, D], for `lightnet_attention`.

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
@@ -30,8 +29,8 @@ from transformers.utils.output_capturing import capture_outputs
 from regard.attention.lightning import LightningMixer, Lrpe, decay_rates
 from regard.attention.lightning.layer import NORMS, initial_angles
 from regard.errors import RegardError, ShapeMismatch, UnsupportedModel
+from regard.models.stateful import state_layer, valid_positions
 from regard.models.transnormer.config import TNLConfig
-from regard.runtime.carried import StateLayer
 
 NAME = "TransNormerLLM"
 NORM_TYPES = {"simplermsnorm": "srms", "layernorm": "layer"}
@@ -56,7 +55,7 @@ class TNLLightningAttention(LightningMixer):
         "there."""
         if past_key_values is None:
             return super().forward(x, mask)
-        layer = state_layer(past_key_values, self.layer_idx)
+        layer = state_layer(past_key_values, self.layer_idx, NAME)
         if layer.state is not None and layer.state[0].shape[0] != x.shape[0]:
             raise ShapeMismatch(
                 f"this cache holds states of {layer.state[0].shape[0]} sequences, and {x.shape[0]} were "
@@ -165,8 +164,8 @@ class TNLModel(TNLPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
             for index in range(len(self.layers)):
-                state_layer(past_key_values, index)
-        mask = valid_positions(attention_mask, inputs_embeds, past_key_values)
+                state_layer(past_key_values, index, NAME)
+        mask = valid_positions(attention_mask, inputs_embeds, past_key_values, NAME)
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask=mask, past_key_values=past_key_values)
@@ -233,49 +232,3 @@ class TNLForCausalLM(TNLPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-
-
-def state_layer(cache: Cache, index: int) -> StateLayer:
-    """Return the layer of a cache that holds a state, putting it where an empty one stands.
-
-    Raises:
-        UnsupportedModel: for a cache of keys and values, or one of fixed length.
-    """
-    while len(cache.layers) <= index and cache.layer_class_to_replicate is DynamicLayer:
-        cache.layers.append(DynamicLayer())
-    old = cache.layers[index] if index < len(cache.layers) else None
-    if isinstance(old, StateLayer):
-        return old
-    if old is None or type(old) is not DynamicLayer or old.get_seq_length():
-        raise UnsupportedModel(
-            f"{NAME} keeps a state of fixed size, for which an empty dynamic cache has room; layer {index} "
-            f"of this "
-            f"{type(cache).__name__} is a {type(old).__name__}. Leave past_key_values and "
-            f"cache_implementation out."
-        )
-    new = cache.layers[index] = StateLayer(NAME)
-    return new
-
-
-def valid_positions(given: Tensor | None, x: Tensor, cache: Cache | None) -> Tensor | None:
-    """Return which new positions are not padding, bool [B, T], or None where all are.
-
-    Raises:
-        UnsupportedModel: for a mask of pairs of positions.
-        ShapeMismatch: for one of another length.
-    """
-    if given is None:
-        return None
-    if given.ndim != 2:
-        raise UnsupportedModel(
-            f"attention_mask is {list(given.shape)}; {NAME} forms no scores and cannot honour an arbitrary "
-            f"mask, only "
-            "padding, [batch, time]."
-        )
-    before = 0 if cache is None else cache.get_seq_length()
-    if given.shape[0] != x.shape[0] or given.shape[1] not in (x.shape[1], before + x.shape[1]):
-        raise ShapeMismatch(
-            f"attention_mask is {list(given.shape)}; it must be {[x.shape[0], before + x.shape[1]]}."
-        )
-    valid = given[:, given.shape[1] - x.shape[1] :].bool()
-    return None if bool(valid.all()) else valid
