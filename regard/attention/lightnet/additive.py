@@ -32,7 +32,7 @@ State = tuple[Tensor, Tensor]
 GROWTH = {torch.float32: 30.0, torch.float64: 300.0}
 LEAST = {torch.float32: 1e-22, torch.float64: 1e-147}
 TINY = {torch.float32: 1e-35, torch.float64: 1e-300}
-LONGEST, SMALLEST = 1024, 128
+LONGEST, SMALLEST = 1024, 512
 NOTHING = -1e30
 
 
