@@ -253,6 +253,8 @@ S, z = lightnet_attention(q, k, v, causal=True)[1]
         (lambda: lightnet_attention(q[:, :1], k, v, causal=True), ShapeMismatch, "no multiple"),
         (lambda: lightnet_attention(q, k, v, causal=True, method="fast"), RegardError, "method is 'fast'"),
         (lambda: lightnet_attention(q, k * torch.nan, v, causal=True), RegardError, "k holds NaN"),
+        (lambda: lightnet_attention(q, k - k.log(), v, causal=True), RegardError, "k holds NaN or inf"),
+        (lambda: lightnet_attention(q / 0, k, v, causal=False), RegardError, "q holds NaN or infinity"),
         (lambda: lightnet_attention(q, k, v, causal=True, valid=torch.ones(2, 6)), ShapeMismatch, "valid"),
         (lambda: lightnet_attention(q, k, v, causal=True, starts=z[:, 0] > 0), ShapeMismatch, "starts"),
         (lambda: lightnet_attention(q, k, v, causal=True, angles=(z, z)), ShapeMismatch, "cosines"),

@@ -32,7 +32,7 @@ State = tuple[Tensor, Tensor]
 GROWTH = {torch.float32: 30.0, torch.float64: 300.0}
 LEAST = {torch.float32: 1e-22, torch.float64: 1e-147}
 TINY = {torch.float32: 1e-35, torch.float64: 1e-300}
-LONGEST, SMALLEST = 1024, 512
+LONGEST, SMALLEST = {"cpu": 2**10, "cuda": 2**14}, 512
 NOTHING = -1e30
 
 
@@ -114,9 +114,10 @@ def run(piece: Piece, state: State, factorise: bool = True) -> tuple[Tensor, Sta
     Args:
         factorise: whether to leave out decays where that is safe.
     """
-    if piece.length > LONGEST:
+    longest = LONGEST.get(piece.k.device.type, LONGEST["cuda"])
+    if piece.length > longest:
         outs = []
-        for part in piece.split(LONGEST):
+        for part in piece.split(longest):
             out, state = run(part, state, factorise)
             outs.append(out)
         return torch.cat(outs, 2), state

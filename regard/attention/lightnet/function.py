@@ -52,7 +52,7 @@ def lightnet_attention(
 
     Raises:
         ShapeMismatch: where shapes or the state's dtypes do not fit.
-        RegardError: for a state without causal order, an unknown method, or NaN.
+        RegardError: for a state without causal order, an unknown method, or NaN or infinity.
 
     Example:
         >>> q, k, v = torch.randn(3, 1, 2, 9, 4).unbind()
@@ -176,8 +176,9 @@ def _check(
     if state is not None:
         _check_state(state, causal, q, k, v, angles is not None)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.numel() and bool(x.detach().amax().isnan()):
-            raise RegardError(f"{name} holds NaN.")
+        low, high = x.detach().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+        if not bool(high.isfinite()) or (name != "k" and not bool(low.isfinite())):
+            raise RegardError(f"{name} holds NaN or infinity{'; -inf is allowed' if name == 'k' else ''}.")
 
 
 def _check_state(state: State, causal: bool, q: Tensor, k: Tensor, v: Tensor, angles: bool) -> None:
