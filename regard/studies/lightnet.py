@@ -125,7 +125,7 @@ class LightNetStudy(Study):
         ),
         Claim(
             name="MD-LRPE",
-            text="MD-LRPE alone tells as well which pixel stands above.",
+            text="MD-LRPE alone tells something of which pixel stands above.",
             rules=(above("above_lrpe", "above_none", 0.1),),
             main=True,
             paper="both encodings are used together",

@@ -60,6 +60,7 @@ def _finish(axis: Axes, title: str) -> None:
     axis.annotate("a guess", (1, GUESS), (0, 3), xycoords=("axes fraction", "data"), ha="right",
                   textcoords="offset points", fontsize=9, color=COLOURS["grey"])  # fmt: skip
     percent(axis, 1.05)
+    axis.set_xlim(-0.6, 4.3)
     axis.set(title=title, ylabel="pixels labelled rightly")
 
 
@@ -73,7 +74,6 @@ def _decay(axis: Axes, outcome: Outcome) -> None:
         label = "trained, one line a seed" if number == 0 else None
         axis.plot(np.arange(1, len(curve) + 1), curve, color=COLOURS["blue"], linewidth=1.2, label=label)
     axis.set_xscale("log")
-    axis.set(title="How much of the state is kept?", xlabel="step t", ylabel="mean decay exp(z − z')",
-             ylim=(0, 1.03))  # fmt: skip
+    axis.set(title="How much of the state is kept?", xlabel="step t", ylim=(0, 1.03))
     axis.set_ylabel("mean decay $e^{z_{t-1} - z_t}$")
     axis.legend(loc="lower right", fontsize=9)
