@@ -2,6 +2,7 @@
 
 from regard.attention.block import Block
 from regard.attention.clipped import ClippedSoftmax
+from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
@@ -24,6 +25,7 @@ __all__ = [
     "Block",
     "ClippedSoftmax",
     "Context",
+    "FlowAttention",
     "Gated",
     "Kernel",
     "KeyValueBias",
@@ -43,6 +45,7 @@ __all__ = [
     "Spec",
     "Titans",
     "decay_rates",
+    "flow_attention",
     "from_dict",
     "get",
     "lightning_attention",
