@@ -18,8 +18,11 @@ from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 from regard.attention.titans import NeuralMemory, Titans
+from regard.attention.softplus import LSSA, LSSAR
 
 __all__ = [
+    "LSSA",
+    "LSSAR",
     "MECHANISMS",
     "QLSTM",
     "Block",

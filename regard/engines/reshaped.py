@@ -22,13 +22,13 @@ from torch.autograd.function import once_differentiable
 
 from regard.engines.rows import AttentionInputs, sink_column
 
-Reshape = Callable[[Tensor], Tensor]
+Reshape = Callable[..., Tensor]
 Place = tuple[int, int, int, int]
 BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 MIN_ROWS, MAX_ROWS = 16, 512
 
 
-def attend_reshaped(x: AttentionInputs, reshape: Reshape) -> Tensor:
+def attend_reshaped(x: AttentionInputs, reshape: Reshape, *, beside: Tensor | None = None) -> Tensor:
     """Return attention by other weights than a softmax, [B, H, T, Dv], in the dtype of the values.
 
     Gradients of q, k and v are of first order only.
@@ -37,6 +37,8 @@ def attend_reshaped(x: AttentionInputs, reshape: Reshape) -> Tensor:
         x: the call. Sink logits join as a last column of the scores, and their weight is then dropped.
         reshape: from scores [B, H, R, K] to weights of the same shape, row by row, differentiable and
             without parameters of its own; it does not write into the scores.
+        beside: what the reshape also takes, as a second argument: numbers of each row, [B|1, H|1, T, N],
+            of which it gets those of its rows.
 
     Example:
         >>> from regard.attention import Context
@@ -47,16 +49,17 @@ def attend_reshaped(x: AttentionInputs, reshape: Reshape) -> Tensor:
     others = (x.bias, x.sink_logits)
     kept = x.dropout or x.softcap is not None or any(o is not None and o.requires_grad for o in others)
     if kept or not torch.is_grad_enabled() or not any(t.requires_grad for t in (x.q, x.k, x.v)):
-        return _attend(x, reshape)
-    return _Recomputed.apply(x.q, x.k, x.v, x, reshape)
+        return _attend(x, reshape, beside)
+    return _Recomputed.apply(x.q, x.k, x.v, x, reshape, beside)
 
 
-def _attend(x: AttentionInputs, reshape: Reshape) -> Tensor:
+def _attend(x: AttentionInputs, reshape: Reshape, beside: Tensor | None) -> Tensor:
     q, k = _scaled(x)
     parts = []
     for place in _places(x):
         start, stop, first, last = place
-        weights = _weights(x, _scores(x, q[:, :, start:stop], k[:, :, first:last], place), reshape, place)
+        scores = _scores(x, q[:, :, start:stop], k[:, :, first:last], place)
+        weights = _weights(x, scores, reshape, beside, place)
         weights = F.dropout(weights, x.dropout) if x.dropout else weights
         parts.append(_grouped(weights.to(x.v.dtype), x.v[:, :, first:last]))
     return torch.cat(parts, 2) if parts else x.q.new_zeros(*x.q.shape[:3], x.v.shape[3]).to(x.v.dtype)
@@ -66,10 +69,13 @@ class _Recomputed(torch.autograd.Function):
     """The same; backward computes the scores of a block once more, and keeps one block at a time."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, x: AttentionInputs, reshape: Reshape) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, x: AttentionInputs, reshape: Reshape, beside: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.rest, ctx.reshape = replace(x, q=None, k=None, v=None), reshape  # type: ignore[arg-type]
-        return _attend(replace(x, q=q, k=k, v=v), reshape)
+        ctx.rest = replace(x, q=None, k=None, v=None)  # type: ignore[arg-type]
+        ctx.reshape, ctx.beside = reshape, beside
+        return _attend(replace(x, q=q, k=k, v=v), reshape, beside)
 
     @staticmethod
     @once_differentiable
@@ -85,13 +91,13 @@ class _Recomputed(torch.autograd.Function):
             scores, out = _scores(x, some, keys, place), grad[:, :, start:stop]
             of_weights = _grouped(out, v[:, :, first:last].transpose(2, 3))
             with torch.enable_grad():
-                weights = _weights(x, scores.requires_grad_(), ctx.reshape, place)
+                weights = _weights(x, scores.requires_grad_(), ctx.reshape, ctx.beside, place)
                 (of_scores,) = torch.autograd.grad(weights, scores, of_weights)
             of_v[:, :, first:last] += _shared(weights.detach(), out, v.shape[1])
             of_q[:, :, start:stop] = _grouped(of_scores, keys)
             of_k[:, :, first:last] += _shared(of_scores, some, k.shape[1])
         found = (of_q.mul_(x.scale), of_k, of_v)
-        return *(g.to(t.dtype) for g, t in zip(found, given, strict=True)), None, None
+        return *(g.to(t.dtype) for g, t in zip(found, given, strict=True)), None, None, None
 
 
 def _scaled(x: AttentionInputs) -> tuple[Tensor, Tensor]:
@@ -123,12 +129,15 @@ def _scores(x: AttentionInputs, q: Tensor, k: Tensor, place: Place) -> Tensor:
     return x.mask.apply(scores, start, stop, first, last)
 
 
-def _weights(x: AttentionInputs, scores: Tensor, reshape: Reshape, place: Place) -> Tensor:
+def _weights(
+    x: AttentionInputs, scores: Tensor, reshape: Reshape, beside: Tensor | None, place: Place
+) -> Tensor:
+    given = () if beside is None else (beside[:, :, place[0] : place[1]],)
     if x.sink_logits is None:
-        return reshape(scores)
+        return reshape(scores, *given)
     sinks = sink_column(x.sink_logits).to(scores.dtype)
     sinks = sinks if sinks.shape[2] == 1 else sinks[:, :, place[0] : place[1]]
-    return reshape(torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], -1))[..., :-1]
+    return reshape(torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], -1), *given)[..., :-1]
 
 
 def _grouped(left: Tensor, right: Tensor) -> Tensor:
