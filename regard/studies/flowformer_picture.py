@@ -1,8 +1,10 @@
-"""The picture of the study `flowformer`."""
+"""The picture of `flowformer`: losses on the needle task, recall with narrow heads."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from regard.studies.picture import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -10,12 +12,12 @@ if TYPE_CHECKING:
     from regard.studies.outcome import Outcome
 
 NAMES = {
-    "flow": ("Flow-Attention", "#0072b2", "-"),
-    "no_allocation": ("without allocation", "#56b4e9", "-"),
-    "clamped": ("clamped to 1", "#cc79a7", "--"),
-    "no_competition": ("without competition", "#d55e00", "--"),
-    "linear": ("linear attention", "#009e73", "-"),
-    "softmax": ("softmax", "#444444", ":"),
+    "flow": ("Flow-Attention", "blue", "-"),
+    "no_allocation": ("without allocation", "sky", "-"),
+    "clamped": ("clamped to 1", "pink", "--"),
+    "no_competition": ("without competition", "orange", "--"),
+    "linear": ("linear attention", "green", "-"),
+    "softmax": ("softmax", "grey", ":"),
 }
 PIECE = 20
 
@@ -26,10 +28,10 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     for name, (label, colour, style) in NAMES.items():
         for number, curve in enumerate(outcome.details["curves"][name]):
             left.plot(
-                [PIECE * (i + 1) for i in range(len(curve))], curve, style, color=colour, linewidth=1.2,
+                [PIECE * (i + 1) for i in range(len(curve))], curve, style, color=COLOURS[colour], linewidth=1.2,
                 label=label if number == 0 else None,
             )  # fmt: skip
-    left.axhline(0.5, color="#bbbbbb", linewidth=0.8)
+    left.axhline(0.5, color=COLOURS["grey"], linewidth=0.8)
     left.set_xlabel("steps")
     left.set_ylabel("training loss, nats")
     left.set_title("one marker among 256 tokens, a line a seed", fontsize=10)
@@ -37,8 +39,10 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     recall = ("flow", "linear", "softmax")
     for place, name in enumerate(recall):
         values = outcome.measures[f"recall_{name}"]["values"]
-        right.plot([place] * len(values), [100 * x for x in values], "o", color=NAMES[name][1], alpha=0.7)
-    right.axhline(100 * outcome.details["chance"], color="#bbbbbb", linewidth=0.8, linestyle=":")
+        right.plot(
+            [place] * len(values), [100 * x for x in values], "o", color=COLOURS[NAMES[name][1]], alpha=0.7
+        )
+    right.axhline(100 * outcome.details["chance"], color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     right.set_xticks(range(len(recall)), [NAMES[name][0] for name in recall], fontsize=8)
     right.set_xlim(-0.5, len(recall) - 0.5)
     right.set_ylim(0, 102)
