@@ -26,9 +26,10 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     """Draw the losses of the needle task and the accuracies of recall."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for name, (label, colour, style) in NAMES.items():
-        for number, curve in enumerate(outcome.details["curves"][name]):
+        for number, curve in enumerate(outcome.details["curves"].get(name, [])):
+            steps = [PIECE * (i + 1) for i in range(len(curve))]
             left.plot(
-                [PIECE * (i + 1) for i in range(len(curve))], curve, style, color=COLOURS[colour], linewidth=1.2,
+                steps, curve, style, color=COLOURS[colour], linewidth=1.2,
                 label=label if number == 0 else None,
             )  # fmt: skip
     left.axhline(0.5, color=COLOURS["grey"], linewidth=0.8)

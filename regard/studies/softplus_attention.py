@@ -1,10 +1,10 @@
 """Softplus Attention with Re-weighting (Gao and Spratling, 2025, arXiv 2501.13428), on length extrapolation.
 
 Small causal models of two layers with rotary positions learn induction (`regard.tasks.repeated`: tokens that
-repeat with a period of 8 to 24) at 64 tokens, and are then asked at 64 to 512. They differ in attention alone:
-softmax; softplus (LSSA); softplus with re-weighting, p = 3 and 15 (LSSAR); and the control without
-which nothing could be put down to softplus, softmax over the same normalised queries and keys with the same
-scale log D log m. And: is it a swap for models that were trained with softmax?
+repeat with a period of 8 to 24) at 64 tokens, and are then asked at 64 to 512. They differ in attention:
+softmax; softplus (LSSA); softplus with re-weighting, p = 3 and 15 (LSSAR); and the control without which
+nothing could be put down to softplus, softmax over the same normalised queries and keys with the same scale
+log D log m. And: is it a swap for models that were trained with softmax?
 Status: task, sizes and rules are our choice; the paper trains 124M parameters on FineWeb.
 """
 
