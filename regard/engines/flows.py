@@ -6,7 +6,8 @@
     L_i = <k_i, sum_{j <= i} q_j n_j / I_j> / n_i       leaving i, where every target takes 1
 
 with n_i the number of valid positions up to i and <a, b> = sum_d (a_d + eps) (b_d + eps). All four come from
-the products of the pairs of a chunk, taken once, and from sums over what is before it.
+the products of the pairs of a chunk, taken once, and from sums over what is before it. Queries and keys do
+the same with parts exchanged, so both are computed at once, in tensors with a first dimension of 2.
 
 Operations O(T * C * D), memory O(T * C).
 Source: Wu et al., 2022, arXiv 2202.06258, section 3.2, with the sums and the eps of its causal code.
@@ -55,23 +56,17 @@ def causal_flows(q: Tensor, k: Tensor, count: Tensor, sums: Tensor | None = None
         none = q.new_zeros(batch, heads, 0)
         return Flows(none, none, none, sums)
     size = min(CHUNK, 1 << (length - 1).bit_length())
-    q, k, count = (_chunks(x, size) for x in (q, k, count[:, None, :, None]))
-    count = count[..., 0].clamp(min=1)
-    products = q @ k.transpose(-1, -2)
-    before = torch.ones(size, size, dtype=q.dtype, device=q.device).tril()
-    low, high = products * before, (products * before.T).transpose(-1, -2)
-    queries, keys = (_Side(x, x.sum(-1), eps) for x in (q, k))
-    one = torch.ones_like(keys.sizes)
-    starts = sums.unbind(2)
-    incoming, k_sum = queries.flow(low.sum(-1), keys, one, starts[0])
-    outgoing, q_sum = keys.flow(high.sum(-1), queries, one, starts[1])
-    given, taken = count / outgoing, count / incoming
-    arriving, k_given = queries.flow(_times(low, given), keys, given, starts[2])
-    leaving, q_taken = keys.flow(_times(high, taken), queries, taken, starts[3])
+    both = _Both.of(_chunks(torch.stack([q, k]), size), eps)
+    starts = sums.unflatten(2, (2, 2)).movedim((2, 3), (0, 1))
+    count = _chunks(count[:, None, :, None], size)[..., 0].clamp(min=1)
+    (incoming, outgoing), plain = both.flow(torch.ones_like(both.sizes), starts[0])
+    share = count / torch.stack([incoming, outgoing])
+    (arriving, leaving), shared = both.flow(share, starts[1])
     incoming, arriving, leaving = (
         x.flatten(2)[..., :length] for x in (incoming, arriving / count, leaving / count)
     )
-    return Flows(incoming, arriving, leaving, torch.stack([k_sum, q_sum, k_given, q_taken], 2))
+    last = torch.stack([plain, shared]).movedim((0, 1), (2, 3)).flatten(2, 3)
+    return Flows(incoming, arriving, leaving, last)
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:
@@ -80,29 +75,51 @@ def _chunks(x: Tensor, size: int) -> Tensor:
     return (F.pad(x, (0, 0, 0, short)) if short else x).unflatten(-2, (-1, size))
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix @ vector; a CPU multiplies a row by a matrix four times faster than a matrix by a column."""
-    return (vector[..., None, :] @ matrix.transpose(-1, -2))[..., 0, :]
+def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
+    """row^T matrix; a CPU does it four times faster than a matrix times a column."""
+    return (row[..., None, :] @ matrix)[..., 0, :]
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """The features of one side, [B, H, N, C, D], and their sums over D, [B, H, N, C]."""
+class _Both:
+    """Queries and keys in chunks.
+
+    Attributes:
+        x: the features, [2, B, H, N, C, D].
+        sizes: their sums over D, [2, B, H, N, C].
+        low: products of each query with the keys up to it, [B, H, N, C, C], and `high`: of each key with the
+            queries up to it, a column a key.
+        constant: eps, and what it adds by itself.
+    """
 
     x: Tensor
     sizes: Tensor
-    eps: float
+    low: Tensor
+    high: Tensor
+    constant: tuple[float, float]
 
-    def flow(self, near: Tensor, other: _Side, share: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return <x_i, sum_{j <= i} share_j other_j> and the whole sum, [B, H, D].
+    @classmethod
+    def of(cls, x: Tensor, eps: float) -> _Both:
+        products = x[0] @ x[1].transpose(-1, -2)
+        before = torch.ones(products.shape[-2:], dtype=x.dtype, device=x.device).tril()
+        return cls(x, x.sum(-1), products * before, products * before.T, (eps, x.shape[-1] * eps**2))
+
+    def flow(self, share: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return <x_i, sum_{j <= i} share_j y_j> with y the other side, and the whole sums of each side.
 
         Args:
-            near: what comes from the chunk itself, without eps, [B, H, N, C].
-            start: the sum over what is before all chunks, [B, H, D].
+            share: of each position in the sum of its side, [2, B, H, N, C].
+            start: the sums over what is before all chunks, [2, B, H, D].
+
+        Returns:
+            [2, B, H, N, C] and [2, B, H, D].
         """
-        totals = (share[..., None, :] @ other.x)[..., 0, :]
-        before = torch.cat([start[:, :, None], start[:, :, None] + totals.cumsum(2)], 2)
-        last, before = before[:, :, -1], before[:, :, :-1]
-        sizes = (other.sizes * share).cumsum(-1) + before.sum(-1, keepdim=True)
-        far = _times(self.x, before)
-        return near + far + self.eps * (sizes + self.sizes) + self.x.shape[-1] * self.eps**2, last
+        eps, constant = self.constant
+        sums = torch.cat([start[:, :, :, None], _row_times(share, self.x)], 3).cumsum(3)
+        before, last = sums[:, :, :, :-1].flip(0), sums[:, :, :, -1]
+        near = torch.stack(
+            [_row_times(share[1], self.low.transpose(-1, -2)), _row_times(share[0], self.high)]
+        )
+        far = _row_times(before, self.x.transpose(-1, -2))
+        written = (self.sizes * share).cumsum(-1).flip(0) + before.sum(-1, keepdim=True)
+        return near + far + (written + self.sizes) * eps + constant, last

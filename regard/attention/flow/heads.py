@@ -36,6 +36,7 @@ from regard.attention.dsf.rows import flow_attention as system_of_rows
 from regard.attention.matrices import dense_mask
 from regard.attention.mechanism import Context, Mechanism, State
 from regard.engines.flows import CHUNK, causal_flows
+from regard.engines.fresh import fresh
 from regard.engines.rows import expand_heads
 from regard.engines.scan import scan
 from regard.errors import RegardError, ShapeMismatch
@@ -143,25 +144,33 @@ class FlowAttentionHeads(Mechanism):
         parts = [x.split(each, 2) for x in (q, k, v)]
         valid = ctx.valid_keys
         known = [None] * len(parts[0]) if valid is None else valid.split(each, 1)
-        outs = []
+        kept = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(state or ())))
+        whole = None if kept else fresh((*q.shape[:3], v.shape[3]), v.dtype, q.device)
+        outs, start = [], 0
         for q_, k_, v_, valid_ in zip(*parts, known, strict=True):
-            out, state = self._piece(q_, k_, v_, state, valid_)
-            outs.append(out)
+            out, read, state = self._piece(q_, k_, v_, state, valid_)
+            if whole is None:
+                outs.append((out * read).to(v.dtype))
+            else:
+                part = whole[:, :, start : start + q_.shape[2]]
+                torch.mul(out, read, out=part) if out.dtype == v.dtype else part.copy_(out * read)
+            start += q_.shape[2]
         assert state is not None
-        return torch.cat(outs, 2) if len(outs) > 1 else outs[0], state
+        return torch.cat(outs, 2) if whole is None else whole, state
 
     def _piece(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, valid: Tensor | None
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, Tensor, State]:
+        """What is read of some positions [B, H, T, Dv], the share of it that is output, and the state."""
         count, sums, total, memory = (None, None, None, None) if state is None else state
-        k, v, dtype = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1]), v.dtype
+        k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
         q, k = self._features(q, valid), self._features(k, valid)
         n, count = _counted(q, valid, count)
         flows = causal_flows(q, k, n, sums, eps=self.eps)
         write, total = self._causal_write(flows.leaving, n, valid, total)
         read = self._share(flows.arriving) / flows.incoming
         out, memory = scan(q, k, v * write[..., None], state=memory)
-        return (out * read[..., None]).to(dtype), (count, flows.sums, total, memory)
+        return out, read[..., None], (count, flows.sums, total, memory)
 
     def _product(self, x: Tensor, total: Tensor) -> Tensor:
         """<x_i, total> of all positions, as one product of matrices."""
