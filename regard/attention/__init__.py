@@ -17,8 +17,8 @@ from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanis
 from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
-from regard.attention.titans import NeuralMemory, Titans
 from regard.attention.softplus import LSSA, LSSAR
+from regard.attention.titans import NeuralMemory, Titans
 
 __all__ = [
     "LSSA",
