@@ -41,11 +41,11 @@ def causal_flows(q: Tensor, k: Tensor, count: Tensor, sums: Tensor | None = None
         q, k: features, not negative, zero at padding, [B, H, T, D].
         count: n, at least 1, in the dtype of q, [B, T].
         sums: what this returned for the positions before; None at the beginning.
-        eps: as above.
+        eps: as above, more than 0.
 
     Example:
         >>> q = k = torch.ones(1, 1, 3, 2)
-        >>> flows = causal_flows(q, k, torch.tensor([[1.0, 2.0, 3.0]]), eps=0.0)
+        >>> flows = causal_flows(q, k, torch.tensor([[1.0, 2.0, 3.0]]), eps=1e-9)
         >>> flows.incoming.flatten().tolist(), flows.leaving.flatten().tolist()
         ([2.0, 4.0, 6.0], [1.0, 1.0, 1.0])
     """

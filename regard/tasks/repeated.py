@@ -31,7 +31,7 @@ class Repeated:
         >>> task = Repeated(symbols=9, shortest=3, longest=3)
         >>> tokens, targets = task.batch(1, 7, torch.Generator().manual_seed(0))
         >>> tokens.tolist(), targets.tolist()
-        ([[8, 6, 3, 8, 6, 3, 8]], [[-100, -100, 8, 6, 3, 8, -100]])
+        ([[8, 0, 2, 8, 0, 2, 8]], [[-100, -100, 8, 0, 2, 8, -100]])
     """
 
     symbols: int = 32
