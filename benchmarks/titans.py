@@ -34,16 +34,16 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     """Return the rows of the parts that are asked for."""
     for depth, chunk in MEMORIES.values():
         _check(depth, chunk)
-    rounds = options.rounds or (1 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 3)
     rows: list[dict[str, Any]] = []
     if "memory" in options.parts:
         lengths = options.lengths or ([128, 256] if options.quick else [4096, 32768])
         rows += [_memory(name, lengths, rounds) for name in MEMORIES]
     if "decode" in options.parts:
         before = (16, 80) if options.quick else (256, 16384)
-        rows += [_decode(name, before, rounds) for name in LAYERS]
+        rows += [_decode(name, before, 2 if options.quick else 20, rounds) for name in LAYERS]
     if "peer" in options.parts and importlib.util.find_spec("titans_pytorch"):
-        rows += [_peer(128 if options.quick else 1024, depth, rounds) for depth in (1, 2)]
+        rows += [_peer(128 if options.quick else 512, depth, min(rounds, 3)) for depth in (1, 2)]
     return rows
 
 
@@ -96,7 +96,7 @@ def _memory(name: str, lengths: list[int], rounds: int) -> dict[str, Any]:
     cases: dict[str, Callable[[], Any]] = {
         str(n): lambda n=n: neural_memory(*inputs[n], weights=first, chunk=chunk) for n in lengths
     }
-    times = interleaved({**cases, "both": both}, rounds)
+    times = interleaved({**cases, "both": both}, rounds, extra=1)
     speeds = {f"tokens_s_{n}": n / times.median(str(n)) for n in lengths}
     low, high = str(lengths[0]), str(lengths[-1])
     return {
@@ -116,13 +116,13 @@ LAYERS = {
 }
 
 
-def _decode(name: str, before: tuple[int, int], rounds: int) -> dict[str, Any]:
+def _decode(name: str, before: tuple[int, int], tokens: int, rounds: int) -> dict[str, Any]:
     layer = LAYERS[name].build()
     states = {n: layer.step(torch.randn(1, n, DIM))[1] for n in before}
     token = torch.randn(1, 1, DIM)
 
     def several(state: Any) -> None:
-        for _ in range(20):
+        for _ in range(tokens):
             layer.step(token, state)
 
     times = interleaved({str(n): lambda n=n: several(states[n]) for n in before}, rounds)
@@ -130,8 +130,8 @@ def _decode(name: str, before: tuple[int, int], rounds: int) -> dict[str, Any]:
     return {
         "case": [name, "decode"],
         "before": list(before),
-        "ms_few": 50 * times.median(few),
-        "ms_many": 50 * times.median(many),
+        "ms_few": 1e3 / tokens * times.median(few),
+        "ms_many": 1e3 / tokens * times.median(many),
         "many_over_few": times.ratio(many, few),
         "numbers": [sum(t.numel() for t in states[n]) for n in before],
         "rounds": rounds,

@@ -9,6 +9,7 @@ from benchmarks import machine, titans
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(machine, "floor", lambda quick: {"matmul": 1e11, "bytes": 1e10, "exp": 1e9})
+    monkeypatch.setattr(machine, "THREADS", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_grad_enabled(True)

@@ -16,7 +16,7 @@ from regard.engines.memory import ACTIVATIONS, Memory, Weights, apply, neural_me
 from regard.errors import RegardError
 
 Gates = tuple[Tensor, Tensor | None, Tensor | None]
-STEP, FORGET, MOMENTUM = -1.0, -4.0, -1.0
+BIASES = {"step": -1.0, "forget": -4.0, "momentum": -1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,19 @@ class Options:
         return self.max_step if self.max_step is not None else 1 / (self.chunk_size or 64)
 
 
+class Gate(nn.Linear):
+    """One number a head, a linear function of x.
+
+    Attributes:
+        first: what it is at first where x is 0.
+    """
+
+    def __init__(self, dim: int, heads: int, first: float) -> None:
+        super().__init__(dim, heads)
+        self.first = first
+        nn.init.constant_(self.bias, first)
+
+
 class MemoryCore(nn.Module):
     """Neural memories of one layer, from x to what they answer, without a projection of the output.
 
@@ -69,14 +82,8 @@ class MemoryCore(nn.Module):
         self.options, dim, heads = options, options.dim, options.heads
         self.projections = nn.Linear(dim, 3 * dim, bias=False)
         self.short = ShortConvolution(3 * dim, options.convolution) if options.convolution else None
-        self.gates = nn.ModuleDict({"step": nn.Linear(dim, heads)})
-        biases = {"step": STEP}
-        if options.forget:
-            self.gates["forget"], biases["forget"] = nn.Linear(dim, heads), FORGET
-        if options.momentum:
-            self.gates["momentum"], biases["momentum"] = nn.Linear(dim, heads), MOMENTUM
-        for name, bias in biases.items():
-            nn.init.constant_(self.gates[name].bias, bias)  # type: ignore[arg-type]
+        there = {"step": True, "forget": options.forget, "momentum": options.momentum}
+        self.gates = nn.ModuleDict({name: Gate(dim, heads, BIASES[name]) for name in there if there[name]})
         width = dim // heads
         sizes = [width, *[options.expansion * width] * (options.depth - 1), width]
         self.weights = nn.ParameterList(torch.randn(heads, a, b) * a**-0.5 for a, b in pairwise(sizes))

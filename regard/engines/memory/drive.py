@@ -22,7 +22,7 @@ from regard.engines.memory.network import ACTIVATIONS, Weights
 from regard.engines.memory.state import Memory, refuse_diverged
 from regard.errors import RegardError, ShapeMismatch
 
-BLOCK, NUMBERS = 64, 2**21
+BLOCK, NUMBERS = 64, 2**18
 
 
 def neural_memory(
