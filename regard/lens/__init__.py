@@ -6,6 +6,7 @@ from regard.lens.entropy import Entropy
 from regard.lens.head_output_norm import HeadOutputNorm
 from regard.lens.induction import Induction
 from regard.lens.mean_distance import MeanDistance
+from regard.lens.outliers import Outliers
 from regard.lens.patterns import Patterns
 from regard.lens.previous_token import PreviousToken
 from regard.lens.registry import LENSES, find_lens, lens
@@ -21,6 +22,7 @@ __all__ = [
     "HeadOutputNorm",
     "Induction",
     "MeanDistance",
+    "Outliers",
     "Patterns",
     "PreviousToken",
     "ResidualNorm",

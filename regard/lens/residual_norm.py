@@ -22,12 +22,11 @@ from torch import Tensor
 
 from regard.errors import NothingObserved, RegardError
 from regard.lens.base import Place, SequenceLens
-from regard.lens.matches import TOKEN_KINDS_NOT
 from regard.lens.registry import lens
 from regard.lens.sentences import layer, size
+from regard.lens.valid import tokens_before, valid_positions
 from regard.lens.visible import per_forward
 from regard.runtime.anatomy import Anatomy
-from regard.runtime.call import CACHED
 from regard.runtime.findings import Finding
 from regard.runtime.panels import LinePanel
 from regard.runtime.run import Run
@@ -152,7 +151,7 @@ class ResidualNorm(SequenceLens):
         state = self.state(run, Block(alias, kind, int(layer), alias))
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         if "seen" not in state:
-            state["seen"] = _before(run, kind, len(norms)).to(x.device)
+            state["seen"] = tokens_before(run, kind, len(norms)).to(x.device)
             state["first"], state["others"], state["count"] = (norms.new_zeros(len(norms)) for _ in range(3))
             state["largest"] = norms.new_full((len(norms),), -1.0)
             state["at"] = torch.zeros_like(state["seen"])
@@ -245,29 +244,10 @@ def _tokens(run: Run, kind: str, seen: Tensor, norms: Tensor) -> _Tokens:
     store = per_forward(run)
     key = ("tokens", kind, tuple(norms.shape), norms.device, tuple(seen.tolist()))
     if key not in store:
-        valid = _valid(run, kind, norms.shape[1])
+        valid = valid_positions(run, kind, norms.shape[1])
         real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(norms.device)
         positions = seen[:, None] + real.long().cumsum(1) - 1
         first, others = real & (positions == 0), real & (positions > 0)
         shares = torch.stack([first, others], -1).to(norms.dtype)
         store[key] = _Tokens(positions, shares, ~others, first.any(1), others.sum(1), real.sum(1))
     return store[key]
-
-
-def _before(run: Run, kind: str, sequences: int) -> Tensor:
-    """Return how many real tokens of each sequence were in the cache already, int64 [B]."""
-    seen = (run.seen or 0) if kind in CACHED else 0
-    valid = None if run.valid is None else run.valid[:, :seen]
-    if valid is None or valid.shape != (sequences, seen):
-        return torch.full((sequences,), seen)
-    return valid.sum(1)
-
-
-def _valid(run: Run, kind: str, length: int) -> Tensor | None:
-    """Return which positions of a stack's present forward are real, bool [B, length], or None for all."""
-    if kind in TOKEN_KINDS_NOT:
-        return None
-    if kind == "encoder" and run.encoder_ids is not None:
-        mask = run.kwargs.get("attention_mask")
-        return mask.bool() if isinstance(mask, Tensor) and mask.shape[1:] == (length,) else None
-    return run.valid_rows(length)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.lens.column_mass import ColumnMassResult
+from regard.lens.outliers import OutlierReport
 from regard.lens.patterns import KeptPatterns
 from regard.lens.residual_norm import ResidualNorms
 from regard.runtime.head_table import HeadTable
@@ -71,8 +72,9 @@ def numbers(result: Any) -> dict[str, np.ndarray]:
         return {name: np.asarray(result[name]) for name in result.columns}
     if isinstance(result, ColumnMassResult):
         return {**numbers(result.heads), **result.mass}
-    if isinstance(result, ResidualNorms):
-        return {n: np.array(v) for n, v in result.table.columns.items() if n != "block"}
+    if isinstance(result, ResidualNorms | OutlierReport):
+        told = {"block", "tensor"}
+        return {n: np.array(v) for n, v in result.table.columns.items() if n not in told}
     assert isinstance(result, KeptPatterns)
     found = {}
     for alias, patterns in result.kept.items():
