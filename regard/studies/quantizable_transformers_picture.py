@@ -66,9 +66,9 @@ def draw(
     clipped.errorbar(alphas, means, yerr=reach, marker="o", color=COLOURS["blue"], capsize=3)
     clipped.set(title="Clipping the pretrained model", xlabel="alpha, length 64", ylabel="loss, nats")
     figure.suptitle(
-        f"Outliers and 8 bits: SmolLM2-135M-Instruct on {outcome.size['texts']} passages of 64 tokens; one head "
-        f"trained, {outcome.size['seeds']} seeds{', quick run' if outcome.quick else ''}. Lines on bars are 95 % "
-        "intervals.",
+        f"Outliers and 8 bits: SmolLM2-135M-Instruct on {outcome.size['texts']} passages of 64 tokens; one "
+        f"head trained, {outcome.size['seeds']} seeds{', quick run' if outcome.quick else ''}. Lines on bars "
+        "are 95 % intervals.",
         fontsize=10.5,
     )
 
