@@ -90,6 +90,7 @@ def clipped_softmax(
         RegardError: where alpha, gamma or zeta are out of range, or alpha has no length.
 
     Example:
+        >>> import torch
         >>> clipped_softmax(torch.tensor([4.0, 1.0, 0.0]), alpha=0.5, length=3)
         tensor([0.9262, 0.0000, 0.0000])
     """
@@ -127,6 +128,7 @@ def clipped_attention(
         ShapeMismatch: where q, k and valid do not fit.
 
     Example:
+        >>> import torch
         >>> q, k, v = torch.randn(3, 1, 2, 5, 8)
         >>> clipped_attention(q, k, v, alpha=0.5, length=5).shape
         torch.Size([1, 2, 5, 8])

@@ -45,7 +45,7 @@ class HeadGate(nn.Module):
 
     Example:
         >>> gate = HeadGate(32, heads=4, start=0.25)
-        >>> gate(torch.zeros(2, 5, 32)).shape, round(float(gate(torch.zeros(1, 1, 32)).mean()), 3)
+        >>> gate(torch.zeros(2, 5, 32)).shape, round(gate(torch.zeros(1, 1, 32)).mean().item(), 3)
         (torch.Size([2, 4, 5, 1]), 0.25)
     """
 
