@@ -19,7 +19,7 @@ def test_it_prints_outliers_and_the_price_of_eight_bits(capsys, tmp_path):
     worst = max(row["kurtosis"] for row in found["outliers"])
     assert worst > 100 and f"{worst:,.0f}" in printed and found["length"] == 16
     price = found["perplexity"]
-    assert price["8 bits"] > 5 * price["as it is"] > 4 * price["16 bits (control)"]
+    assert price["8 bits"] > 5 * price["as it is"] and price["16 bits (control)"] < 2 * price["as it is"]
 
 
 @pytest.mark.parametrize(
