@@ -92,7 +92,7 @@ def clipped_softmax(
     Example:
         >>> import torch
         >>> clipped_softmax(torch.tensor([4.0, 1.0, 0.0]), alpha=0.5, length=3)
-        tensor([0.9262, 0.0000, 0.0000])
+        tensor([0.9256, 0.0000, 0.0000])
     """
     gamma, zeta = clip_range(alpha, length, gamma, zeta)
     return _stretched(scores.softmax(dim), gamma, zeta)
