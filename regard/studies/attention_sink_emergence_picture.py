@@ -109,12 +109,12 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     _lengths(lengths, told)
     _bars(tokens, outcome)
     _norms(norms, told["peaks"])
+    quick = ", quick run" if outcome.quick else ""
     figure.suptitle(
         f"Attention sinks in SmolLM2-135M-Instruct: {size['texts']} passages, {size['draws']} random "
-        f"sequences{', quick run' if outcome.quick else ''}; below, trainings of small models, "
-        f"{size['seeds']} seeds, bands from least to most. A head has a sink where\nthe token's mean attention "
-        "α is above ε (ε = 0.3 and T = 64 tokens unless said otherwise). Bands elsewhere, and lines on bars, "
-        "are 95 % intervals.",
+        f"sequences{quick}; below, trainings of small models,\n{size['seeds']} seeds, bands from least to "
+        "most. A head has a sink where the token's mean attention α is above ε (ε = 0.3 and T = 64\ntokens "
+        "unless said otherwise). Other bands, and lines on bars, are 95 % intervals.",
         fontsize=10.5,
     )
 
