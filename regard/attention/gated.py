@@ -78,9 +78,22 @@ class GatedAttentionLayer(Block):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate(x)
-        q, k, v = self.parts(x)
-        return self.output(gated_attention(q, k, v, gate).transpose(1, 2).flatten(2))
+        return self.step(x)[0]
+
+    def step(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the outputs of new positions [B, T, dim], and the keys and values up to them.
+
+        Args:
+            x: the new positions only, [B, T, dim].
+            state: what this returned before, keys and values [B, H, S, dim / H]; None at the beginning.
+        """
+        gate, (q, k, v) = self.gate(x), self.parts(x)
+        if state is not None:
+            k, v = (torch.cat([old.to(new), new], 2) for old, new in zip(state, (k, v), strict=True))
+        out = gated_attention(q, k, v, gate)
+        return self.output(out.transpose(1, 2).flatten(2)), (k, v)
 
     def reference(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)

@@ -57,6 +57,17 @@ def test_a_closed_gate_says_nothing_and_an_open_one_is_attention():
     assert not gated_attention(q, k, v, shut)[:, 0].any()
 
 
+def test_steps_are_the_whole():
+    torch.manual_seed(0)
+    layer, x, state, parts = Gated(dim=24, heads=3, kind="mlp").build(), torch.randn(2, 9, 24), None, []
+    for piece in x.split(2, 1):
+        out, state = layer.step(piece, state)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x))
+    again, _ = layer.step(x[:, 8:], tuple(s[:, :, :8] for s in state))
+    torch.testing.assert_close(again, layer(x)[:, 8:])
+
+
 FAMILY = ("llama", "mistral", "gpt2", "bert", "vit", "falcon")
 
 
