@@ -26,8 +26,8 @@ from regard.weights.quiet import busy
 PROBE_LENGTH, PROBE_SEED = 50, 0
 RECORDER = "report"
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
-NOT_BY_DEFAULT = ("patterns", "column-mass")
-NOT_PER_HEAD = ("patterns", "residual-norm")
+NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers")
+NOT_PER_HEAD = ("patterns", "residual-norm", "outliers")
 
 
 def chosen_lenses(
