@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from regard.attention.block import Block
 from regard.attention.checks import refuse_nan
-from regard.attention.costs import Costs
+from regard.attention.costs import READS_CACHE
 from regard.attention.gates import GateKind, HeadGate, check_gate
 from regard.attention.mechanism import Context
 from regard.attention.registry import Spec, mechanism
@@ -135,7 +135,7 @@ class Gated(Spec):
     """
 
     module: ClassVar = GatedAttentionLayer
-    costs: ClassVar = Costs(time="T^2 D", memory="T")
+    costs: ClassVar = READS_CACHE
     dim: int
     heads: int
     kind: GateKind = "linear"
