@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regard.studies.attention_sink_emergence_curves import draw_trainings
 from regard.studies.claims import shown
 from regard.studies.picture import COLOURS, intervals, percent
 from regard.studies.statistics import mean
@@ -91,8 +92,11 @@ def _remarks(found: dict[str, Any], texts: Sequence[Any]) -> list[str]:
 
 
 def draw(outcome: Outcome, figure: Figure) -> None:
-    """Draw six panels: heads, positions, thresholds; lengths, position or token, norms."""
-    top, bottom = np.ravel(np.asarray(figure.subfigures(2, 1)))
+    """Draw eight panels: heads, positions, thresholds; lengths, position or token, norms; trainings."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, 1.5 * height)
+    top, bottom, last = np.ravel(np.asarray(figure.subfigures(3, 1)))
+    draw_trainings(last, outcome.details["trainings"])
     heads, places, thresholds = top.subplots(1, 3)
     lengths, tokens, norms = bottom.subplots(1, 3)
     told, size = outcome.details, outcome.size
@@ -105,11 +109,12 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     _lengths(lengths, told)
     _bars(tokens, outcome)
     _norms(norms, told["peaks"])
+    quick = ", quick run" if outcome.quick else ""
     figure.suptitle(
         f"Attention sinks in SmolLM2-135M-Instruct: {size['texts']} passages, {size['draws']} random "
-        f"sequences{', quick run' if outcome.quick else ''}. A head has a sink where the token's mean "
-        "attention α is above ε\n(ε = 0.3 and T = 64 tokens unless said otherwise). Bands, and lines on "
-        "bars, are 95 % intervals.",
+        f"sequences{quick}; below, trainings of small models,\n{size['seeds']} seeds, bands from least to "
+        "most. A head has a sink where the token's mean attention α is above ε (ε = 0.3 and T = 64\ntokens "
+        "unless said otherwise). Other bands, and lines on bars, are 95 % intervals.",
         fontsize=10.5,
     )
 

@@ -109,3 +109,34 @@ def test_passages_are_long_enough_and_of_different_kinds():
     found = passages()
     assert len({p.name for p in found}) == len({p.kind for p in found}) == len(found) == 12
     assert all(110 < len(p.text.split()) < 190 and "\n" not in p.text for p in found)
+
+
+def test_a_sink_emerges_in_training_behind_a_token_that_is_always_first():
+    from regard.studies.attention_sink_emergence_training import trained
+
+    found = trained("softmax", 0, 80, lambda share: None)
+    assert found.sink[0] == 0 and found.sink[-1] > 0.18 and found.loss[-1] < found.loss[0] - 1
+    assert found.steps[0] == 0 and found.steps[-1] == 80 and not any(found.taken)
+
+
+def test_what_is_looked_at_is_the_formula():
+    from regard.models.decoder import Decoder
+    from regard.studies.attention_sink_emergence_training import looked_at
+
+    torch.manual_seed(0)
+    tokens = torch.randint(30, (3, 17))
+    for spec in ("similarity", "key-value-bias"):
+        model, kept = Decoder(30, dim=16, layers=1, heads=2, mechanism=spec), []
+        layer = model.layers[0].attention.mechanism
+        with torch.no_grad():
+            model.layers[0].attention.queries.weight.mul_(30)
+            hook = layer.register_forward_hook(lambda m, given, out, to=kept: to.append(given))
+            found = looked_at(model, tokens)
+            hook.remove()
+            q, k, _, ctx = kept[-1]
+            weights = layer.matrix(q, k, ctx)
+        sums = weights.sum(-1, keepdim=True)
+        shares = weights / sums if spec == "similarity" else weights
+        taken = 0.0 if spec == "similarity" else float((1 - sums).mean())
+        assert found["sink"] == pytest.approx(float((shares[..., 0].mean(-1) > EPS).float().mean()))
+        assert found["taken"] == pytest.approx(taken, abs=1e-5)
