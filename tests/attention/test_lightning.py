@@ -5,10 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import regard
 from regard.attention import (
     Context,
     LightningAttention,
+    MultiHeadAttention,
     decay_rates,
     get,
     lightning_attention,
@@ -224,6 +227,26 @@ def test_the_mechanism_takes_its_rates_from_the_layer_or_by_hand():
     ):
         torch.testing.assert_close(spec.build()(q, k, v), lightning_attention(q, k, v, rates))
     assert LightningAttention(rates=[0.2, 0.7]) == LightningAttention(rates=(0.2, 0.7))
+
+
+def test_a_layer_or_a_model_tells_the_mechanism_where_it_stands():
+    made = MultiHeadAttention(12, 3, mechanism=LightningAttention(rates="paper"), layer=2, layers=5)
+    expected = decay_rates(3, 2, 5, "paper")
+    torch.testing.assert_close(made.mechanism.rates_of(3, torch.device("cpu")), expected)
+    x = torch.randn(2, 9, 12)
+    first, state = made.step(x[:, :5])
+    torch.testing.assert_close(torch.cat([first, made.step(x[:, 5:], state)[0]], 1), made(x))
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=8, num_hidden_layers=4, num_attention_heads=3
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, 50, (2, 9))
+    with regard.swap(model, LightningAttention(rates="paper")) as swapped:
+        found = [m.rates_of(3, torch.device("cpu")) for m in swapped.mechanisms.values()]
+        for layer, rates in enumerate(found):
+            torch.testing.assert_close(rates, decay_rates(3, layer, 4, "paper"))
+        asked = {"max_new_tokens": 8, "do_sample": False, "num_beams": 2, "eos_token_id": None}
+        assert torch.equal(model.generate(ids, **asked), model.generate(ids, use_cache=False, **asked))
 
 
 def test_it_is_its_linear_system_with_padding_too():

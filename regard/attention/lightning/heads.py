@@ -171,14 +171,10 @@ class LightningAttention(Spec):
 
     def build(self, site: Any = None) -> LightningHeads:
         layer = self.layer if self.layer is not None else getattr(site, "layer", 0)
-        config = getattr(getattr(site, "module", None), "config", None)
-        layers = self.layers if self.layers is not None else getattr(config, "num_hidden_layers", None)
-        if (
-            layers is None
-            and site is not None
-            and self.rates not in ("none",)
-            and isinstance(self.rates, str)
-        ):
+        module = getattr(site, "module", None)
+        told = getattr(getattr(module, "config", None), "num_hidden_layers", getattr(module, "layers", None))
+        layers = self.layers if self.layers is not None else told
+        if layers is None and site is not None and self.rates != "none" and isinstance(self.rates, str):
             raise RegardError(
                 f"{site!r} does not say how many layers there are, on which the rates {self.rates!r} depend; "
                 "give layers=."
