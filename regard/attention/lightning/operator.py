@@ -29,7 +29,6 @@ from regard.engines.scan import scan
 from regard.errors import RegardError, ShapeMismatch
 
 METHODS = ("auto", "chunk", "tiles", "recurrent", "naive")
-Method = Literal["auto", "chunk", "tiles", "recurrent", "naive"]
 Rates = Tensor | Sequence[float] | None
 CHUNK, LONGEST_CHUNK = 64, 4096
 FORGET = -800.0  # exp of it is 0 in float64
@@ -39,13 +38,13 @@ FORGET = -800.0  # exp of it is 0 in float64
 def lightning_attention(
     q: Tensor, k: Tensor, v: Tensor, rates: Rates = None, *, chunk_size: int = ..., scale: float = ...,
     initial_state: Tensor | None = ..., return_state: Literal[False] = ..., mask: Tensor | None = ...,
-    cu_seqlens: Tensor | Sequence[int] | None = ..., method: Method = ...,
+    cu_seqlens: Tensor | Sequence[int] | None = ..., method: str = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def lightning_attention(
     q: Tensor, k: Tensor, v: Tensor, rates: Rates = None, *, chunk_size: int = ..., scale: float = ...,
     initial_state: Tensor | None = ..., return_state: Literal[True], mask: Tensor | None = ...,
-    cu_seqlens: Tensor | Sequence[int] | None = ..., method: Method = ...,
+    cu_seqlens: Tensor | Sequence[int] | None = ..., method: str = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def lightning_attention(
     q: Tensor,
@@ -59,7 +58,7 @@ def lightning_attention(
     return_state: bool = False,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | Sequence[int] | None = None,
-    method: Method = "auto",
+    method: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return causal linear attention with a decay of each head, and, where asked for, the last state.
 
