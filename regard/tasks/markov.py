@@ -1,7 +1,6 @@
-"""Symbols of a random Markov chain of second order: the next depends on the last two, and on which came last.
+"""Symbols of a random Markov chain of second order: the next depends on the last two, and on their order.
 
-    P(x_t | x_{t-1}, x_{t-2}) = row (x_{t-2}, x_{t-1}) of a table, each row drawn from a Dirichlet
-    distribution
+    P(x_t | x_{t-1}, x_{t-2}) = row (x_{t-2}, x_{t-1}) of a table, rows drawn from a Dirichlet distribution
 
 A model that cannot tell the last symbol from the one before it, or from earlier ones, cannot predict it.
 Whatever is further back is of no use, so how well a model does at lengths it was not trained on shows what it

@@ -3,8 +3,8 @@
     q = f(x W_q)   k = f(x W_k)   v = x W_v   u = x W_u        x [B, T, dim]; q, k, v [B, H, T, d]
     y = (norm(lightning(lrpe(q), lrpe(k), v)) * g(u)) W_o      norm over all heads together
 
-f is SiLU. LRPE is a rotation by learned angles: lrpe(x)_n = [x cos(n theta), x sin(n theta)], theta [H, 1,
-d], which doubles the width of q and k, so that scores depend on the distance alone.
+f is SiLU. LRPE is a rotation by learned angles: lrpe(x)_n = [x cos(n theta), x sin(n theta)], with
+theta [H, 1, d], which doubles the width of q and k, so that scores depend on the distance alone.
 
     preset        f on v   norm                      gate g(u)                            rates
     paper         no       RMS, no weight (srms)     u                                    alibi
@@ -94,9 +94,8 @@ class LightningMixer(Block):
     causal = True
 
     def __init__(
-        self, *, dim: int, heads: int, width: int, rates: Tensor, activation: str, activation_v: bool, norm:
-        str,
-        gate: str, lrpe: bool, bias: bool, chunk_size: int,
+        self, *, dim: int, heads: int, width: int, rates: Tensor, activation: str, activation_v: bool,
+        norm: str, gate: str, lrpe: bool, bias: bool, chunk_size: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.activation, self.activation_v, self.gate = heads, activation, activation_v, gate
@@ -123,9 +122,8 @@ class LightningMixer(Block):
 
         Args:
             x: the new positions only, [B, T, dim].
-            state: what this returned before: the recurrent state [B, H, d or 2 d, d], and how many positions
-            it
-                has seen, int64 [B]. None at the beginning.
+            state: what this returned before: the recurrent state [B, H, d or 2 d, d], and how many
+                positions it has seen, int64 [B]. None at the beginning.
             mask: bool [B, T] of the new positions, False at padding.
         """
         q, k, v, gate, seen = self.parts(x, state, mask)
@@ -144,8 +142,7 @@ class LightningMixer(Block):
     def parts(
         self, x: Tensor, state: State | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return q, k [B, H, T, d or 2 d], v [B, H, T, d], the gate [B, T, H d], and positions seen, "
-        "int64 [B]."""
+        """Return q, k [B, H, T, d or 2 d], v [B, H, T, d], the gate [B, T, H d], and positions seen [B]."""
         if x.ndim != 3 or x.shape[-1] != self.qkvu_proj.in_features:
             raise ShapeMismatch(
                 f"x must be [batch, time, {self.qkvu_proj.in_features}], and is {list(x.shape)}."

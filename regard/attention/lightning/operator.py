@@ -1,8 +1,7 @@
 """Lightning Attention: causal linear attention with a fixed exponential decay a head.
 
-    o_i = scale * sum_{j <= i} exp(-s (i - j)) (q_i . k_j) v_j              q, k [T, D], v [T, Dv], s >= 0 a
-    head
-    S_i = exp(-s) S_{i-1} + k_i v_i^T,   o_i = scale * q_i S_i              the state, [D, Dv]
+    o_i = scale * sum_{j <= i} exp(-s (i - j)) (q_i . k_j) v_j      q, k [T, D], v [T, Dv]; s >= 0, one a head
+    S_i = exp(-s) S_{i-1} + k_i v_i^T,   o_i = scale * q_i S_i      the state, [D, Dv]
 
 No softmax, no denominator, and no 1 / sqrt(D) unless `scale` says so. A padded position writes nothing and
 ages nothing. Outputs are not normalised and grow where s is near 0; a norm after them is part of the layer.
@@ -74,8 +73,7 @@ def lightning_attention(
         return_state: whether to return the state after the last position too.
         mask: bool [B, T], False at padding, wherever it stands.
         cu_seqlens: [N + 1], where N sequences packed into a batch of one begin, and the length at the end.
-        method: `chunk`, in chunks, many at once, by the shared engine, or in tiles where the chunk is no
-        power
+        method: `chunk`, many chunks at once by the shared engine, or by tiles where their size is no power
             of two; `tiles`, one tile after another, with gradients written by hand; `recurrent`, position by
             position; `naive`, the T x T matrix; `auto` for `naive` where one chunk holds all, else `chunk`.
 

@@ -12,8 +12,7 @@ from regard.errors import RegardError
 
 
 class TNLConfig(PreTrainedConfig):
-    """Sizes and options of a TransNormerLLM; the usual names (`hidden_size`, `num_hidden_layers`) work as
-    well.
+    """Sizes and options of a TransNormerLLM; usual names, such as `hidden_size`, work as well.
 
     Args:
         vocab_size: number of tokens.

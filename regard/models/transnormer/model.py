@@ -51,8 +51,7 @@ class TNLLightningAttention(LightningMixer):
         self.layer_idx = layer
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past_key_values: Cache | None = None) -> Tensor:
-        """Return the mixed x [B, T, dim], going on from the state in a cache and leaving the new one "
-        "there."""
+        """Return the mixed x [B, T, dim], from the state in a cache on, and leave the new one there."""
         if past_key_values is None:
             return super().forward(x, mask)
         layer = state_layer(past_key_values, self.layer_idx, NAME)
