@@ -178,6 +178,19 @@ def test_low_precision_keeps_sums_in_float32(method):
     assert state.item() == 3000 and abs(out[0, 0, -1, 0].item() - 3000) <= 8
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_lowers_no_sum(method):
+    def run(lowered):
+        leaves = [x.requires_grad_() for x in given(90, dtype=torch.float32)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            assert (leaves[0] @ leaves[1].mT).dtype == (torch.bfloat16 if lowered else torch.float32)
+            out = lightning_attention(*leaves, RATES, method=method)
+        return [out, *torch.autograd.grad(out.sin().sum(), leaves)]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_steep_rates_on_long_input_stay_finite():
     q, k, v = given(700, dtype=torch.float32)
     for method in METHODS[:3]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regard.attention.lightning.packed import as_packed, as_padded, starts_of
 from regard.attention.lightning.rates import given_rates
-from regard.attention.lightning.tiles import by_tiles
+from regard.attention.lightning.tiles import by_tiles, full_precision
 from regard.engines.rows import expand_heads
 from regard.engines.scan import scan
 from regard.errors import RegardError, ShapeMismatch
@@ -155,6 +155,11 @@ class Call:
 
     def run(self, method: str, chunk: int) -> tuple[Tensor, Tensor]:
         """Return out [B, H, T, Dv] in the dtype of v, and the last state."""
+        with full_precision(self.q.device):
+            out, state = self._summed(method, chunk)
+        return out.to(self.v.dtype), state
+
+    def _summed(self, method: str, chunk: int) -> tuple[Tensor, Tensor]:
         length, heads = self.q.shape[2], self.q.shape[1]
         k, v = expand_heads(self.k, heads), expand_heads(self.v, heads)
         state = self.state
@@ -167,8 +172,7 @@ class Call:
             method = "tiles"
         if method == "chunk":
             starts = None if self.bounds is None else _at(self.bounds, length)
-            out, state = scan(q, k, v, -self.rates, state, valid=self.valid, starts=starts, chunk=chunk)
-            return out.to(self.v.dtype), state
+            return scan(q, k, v, -self.rates, state, valid=self.valid, starts=starts, chunk=chunk)
         if method == "tiles" and self.rates.requires_grad:
             raise RegardError(
                 "rates require a gradient, and `tiles` has none for them; learn rates by `chunk`, whose "
@@ -180,10 +184,8 @@ class Call:
             k = k * self.valid[:, None, :, None]
         decay = self._by_step()
         if method == "tiles":
-            out, state = by_tiles(q, k, v, decay, state, chunk)
-        else:
-            out, state = {"naive": _naive, "recurrent": _recurrent}[method](q, k, v, decay, state)
-        return out.to(self.v.dtype), state
+            return by_tiles(q, k, v, decay, state, chunk)
+        return (_naive if method == "naive" else _recurrent)(q, k, v, decay, state)
 
     def _by_step(self) -> Tensor:
         """The logarithmic decay of every position, float64 [B|1, H, T]; nothing ages at padding."""

@@ -19,11 +19,19 @@ itself; the official kernel stores exp(-s) S. Status: agrees with the official c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which autocast lowers nothing; sums over a text need float32."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def by_tiles(
@@ -86,21 +94,27 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, leaving = grads
-        q, k, v, decay, state = ctx.saved_tensors
-        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        for tile in _tiles(decay, ctx.size, q.dtype):
-            at, k_, v_ = tile.at, k[:, :, tile.at], v[:, :, tile.at]
-            g_ = grad[:, :, at]
-            dq[:, :, at] = (g_ @ v_.mT * tile.inside) @ k_ + tile.since_start * (g_ @ state.mT)
-            state = _next(state, k_, v_, tile)
-        for tile in _tiles(decay, ctx.size, q.dtype, backwards=True):
-            at = tile.at
-            q_, k_, v_, g_ = (x[:, :, at] for x in (q, k, v, grad))
-            dk[:, :, at] = (g_ @ v_.mT * tile.inside).mT @ q_ + tile.to_end * (v_ @ leaving.mT)
-            dv[:, :, at] = (q_ @ k_.mT * tile.inside).mT @ g_ + tile.to_end * (k_ @ leaving)
-            leaving = tile.whole * leaving + (tile.since_start * q_).mT @ g_
-        return dq, dk, dv, None, leaving, None
+        with full_precision(grads[0].device):
+            return _gradients(ctx.saved_tensors, ctx.size, *grads)
+
+
+def _gradients(
+    saved: tuple[Tensor, ...], size: int, grad: Tensor, leaving: Tensor
+) -> tuple[Tensor | None, ...]:
+    q, k, v, decay, state = saved
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    for tile in _tiles(decay, size, q.dtype):
+        at, k_, v_ = tile.at, k[:, :, tile.at], v[:, :, tile.at]
+        g_ = grad[:, :, at]
+        dq[:, :, at] = (g_ @ v_.mT * tile.inside) @ k_ + tile.since_start * (g_ @ state.mT)
+        state = _next(state, k_, v_, tile)
+    for tile in _tiles(decay, size, q.dtype, backwards=True):
+        at = tile.at
+        q_, k_, v_, g_ = (x[:, :, at] for x in (q, k, v, grad))
+        dk[:, :, at] = (g_ @ v_.mT * tile.inside).mT @ q_ + tile.to_end * (v_ @ leaving.mT)
+        dv[:, :, at] = (q_ @ k_.mT * tile.inside).mT @ g_ + tile.to_end * (k_ @ leaving)
+        leaving = tile.whole * leaving + (tile.since_start * q_).mT @ g_
+    return dq, dk, dv, None, leaving, None
 
 
 def _next(state: Tensor, k: Tensor, v: Tensor, tile: _Tile) -> Tensor:
