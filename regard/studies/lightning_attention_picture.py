@@ -44,15 +44,18 @@ def _speed(axes: Axes, outcome: Outcome) -> None:
 
 
 def _losses(axes: Axes, outcome: Outcome) -> None:
+    highest = 0.0
     for place, name in enumerate(MODELS):
         for shift, length, colour in ((-0.2, 64, "blue"), (0.2, 256, "orange")):
             values = outcome.measures[f"{name}_{length}"]["values"]
             label = None if place else f"at {length} symbols{' (as trained)' if length == 64 else ''}"
             mean = sum(values) / len(values)
+            highest = max(highest, *values)
             axes.bar(place + shift, mean, 0.38, color=COLOURS[colour], alpha=0.5, label=label)
             axes.plot([place + shift] * len(values), values, "o", color=COLOURS[colour], markersize=4)
     axes.axhline(outcome.details["best"], color=COLOURS["grey"], linestyle=":", linewidth=1)
     axes.set_xticks(range(len(MODELS)), list(MODELS.values()))
+    axes.set_ylim(0, 1.15 * highest)
     axes.set_ylabel("held-out loss, nats")
     axes.set_title("Markov source of second order, a dot a seed (dotted: who knows the source)")
-    axes.legend()
+    axes.legend(loc="upper left", ncols=2)

@@ -148,8 +148,7 @@ class Call:
         if self.state.dtype != self.kind or self.state.device != self.q.device:
             raise ShapeMismatch(
                 f"the state is {_name(self.state.dtype)} on {self.state.device}; with q "
-                f"{_name(self.q.dtype)} it "
-                f"must be {_name(self.kind)} on {self.q.device}."
+                f"{_name(self.q.dtype)} it must be {_name(self.kind)} on {self.q.device}."
             )
         return self
 
