@@ -226,23 +226,20 @@ class _Reshape:
         total = torch.where(some, total, 1.0)
         if self.power is None:
             return weights / total
-        floor = _floor(counts, weights)
-        if weights.requires_grad:
-            normal = weights / total
-            over = torch.relu(counts * normal - floor)
-            peak = over.detach().amax(-1, keepdim=True)
-            flat = peak <= FLAT
-            self.found.append((flat & some).sum())
-            raised = _raised(over / torch.where(flat, 1.0, peak), self.power)
-            return torch.where(flat, normal, raised / _nonzero(raised.sum(-1, keepdim=True)))
-        # (m A - o) / max(m A - o) = (a - c) / (max a - c) with c = o / m sum a
-        least = floor * total / counts.clamp(min=1)
-        peak = (weights.amax(-1, keepdim=True) - least).clamp(min=0)
-        flat = peak <= FLAT * total / counts.clamp(min=1)
+        # (m A - o) / max (m A - o) = (a - c) / max (a - c), with a not normalised and c = o sum a / m
+        mean = total / counts.clamp(min=1)
+        least = _floor(counts, weights) * mean
+        peak = (weights.detach().amax(-1, keepdim=True) - least.detach()).clamp(min=0)
+        flat = peak <= FLAT * mean.detach()
         self.found.append((flat & some).sum())
         before = weights / total if bool(flat.any()) else None
-        raised = _raised_(weights.sub_(least).relu_().mul_(1 / torch.where(flat, 1.0, peak)), self.power)
-        raised = raised.mul_(1 / _nonzero(raised.sum(-1, keepdim=True)))
+        scale = 1 / torch.where(flat, 1.0, peak)
+        if weights.requires_grad:
+            raised = _raised((weights - least).relu() * scale, self.power)
+            raised = raised / _nonzero(raised.sum(-1, keepdim=True))
+        else:
+            raised = _raised_(weights.sub_(least).relu_().mul_(scale), self.power)
+            raised = raised.mul_(1 / _nonzero(raised.sum(-1, keepdim=True)))
         return raised if before is None else torch.where(flat, before, raised)
 
 
