@@ -310,7 +310,7 @@ class LSSA(Spec):
 @mechanism("lssar")
 @dataclass(frozen=True, kw_only=True)
 class LSSAR(LSSA):
-    """The same with re-weighting: what is below the mean of a row is dropped, the rest raised to a power.
+    """Softplus attention with re-weighting: drop what is below the mean of a row, raise the rest to a power.
 
     Attributes:
         p_train: the power in training; None for none, which is LSSA.
