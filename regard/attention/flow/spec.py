@@ -46,7 +46,9 @@ class FlowAttention(Spec):
     allocation: bool = True
 
     def __post_init__(self) -> None:
-        if self.clamp is not None and self.clamp != AUTO:
+        if isinstance(self.clamp, str) and self.clamp != AUTO:
+            raise RegardError(f"clamp is {self.clamp!r}; it must be a number above 0, {AUTO!r} or None.")
+        if not isinstance(self.clamp, str | None):
             check_positive("clamp", self.clamp)
         if self.kernel not in KERNELS:
             raise RegardError(f"kernel is {self.kernel!r}; it must be one of {', '.join(KERNELS)}.")
