@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from regard.studies.outcome import Outcome
 
 SCANS = {
-    "lightnet": "LightNet,\none scan", "one_scan": "fixed decay,\none scan",
-    "two_scans": "fixed decay,\ntwo scans", "softmax": "softmax",
+    "lightnet": "LightNet,\none\nscan", "one_scan": "fixed\ndecay,\none scan",
+    "two_scans": "fixed\ndecay,\ntwo scans", "softmax": "softmax",
 }  # fmt: skip
 POSITIONS = {"none": "no positions", "tpe": "MD-TPE", "lrpe": "MD-LRPE", "both": "both"}
 GUESS = 1 / 8
@@ -44,7 +44,7 @@ def _marker(axis: Axes, outcome: Outcome) -> None:
         axis.bar(places + shift, means, 0.38, yerr=reach, color=COLOURS[colour], label=label)
     axis.set_xticks(places, list(SCANS.values()), fontsize=9)
     _finish(axis, "Which pixels know the marked one's colour?")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=9)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=9)
 
 
 def _above(axis: Axes, outcome: Outcome) -> None:
