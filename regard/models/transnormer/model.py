@@ -57,8 +57,8 @@ class TNLLightningAttention(LightningMixer):
         layer = state_layer(past_key_values, self.layer_idx, NAME)
         if layer.state is not None and layer.state[0].shape[0] != x.shape[0]:
             raise ShapeMismatch(
-                f"this cache holds states of {layer.state[0].shape[0]} sequences, and {x.shape[0]} were "
-                f"given."
+                f"this cache holds states of {layer.state[0].shape[0]} sequences, and "
+                f"{x.shape[0]} were given."
             )
         out, layer.state = self.step(x, layer.state, mask)
         layer.length += x.shape[1]
@@ -178,8 +178,8 @@ class TNLForCausalLM(TNLPreTrainedModel, GenerationMixin):
     """TransNormerLLM with its readout: loss, `generate()`, saving and loading as any model of transformers.
 
     Example:
-        >>> sizes = dict(hidden_size=32, hidden_dim=32, intermediate_size=48, num_hidden_layers=2,
-        vocab_size=50)
+        >>> sizes = dict(hidden_size=32, hidden_dim=32, intermediate_size=48)
+        >>> sizes |= dict(num_hidden_layers=2, vocab_size=50)
         >>> model = TNLForCausalLM(TNLConfig(**sizes, num_attention_heads=4)).eval()
         >>> model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape
         torch.Size([1, 7])
