@@ -235,7 +235,10 @@ class Flowformer(Study):
 
     def details(self, results: Results) -> dict[str, Any]:
         curves = {name: [told["losses"] for told in runs(results, "needle", name)] for name in NEEDLE}
-        never = {name: sum(c[-1] >= LEARNT for c in found) for name, found in curves.items()}
+        never = {
+            name: sum(told["needed"] == self.size.steps for told in runs(results, "needle", name))
+            for name in NEEDLE
+        }
         told = ", ".join(f"{name} {count}" for name, count in never.items() if count) or "none"
         chance = 1 / (8 * self.size.pairs - 1 - (8 * self.size.pairs - 1) // 2)
         return {
