@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import CARRIES_STATE
 from regard.attention.dsf.ltv import LTV
 from regard.attention.dsf.registry import system_of
 from regard.attention.dsf.ssm import titans
@@ -136,6 +137,7 @@ class NeuralMemory(Options, Spec):
     """
 
     module: ClassVar = NeuralMemoryLayer
+    costs: ClassVar = CARRIES_STATE
 
     def build(self, site: object = None) -> NeuralMemoryLayer:
         return NeuralMemoryLayer(Options(**{f.name: getattr(self, f.name) for f in fields(Options)}))

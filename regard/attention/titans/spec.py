@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention.block import Block
+from regard.attention.costs import Costs
 from regard.attention.mechanism import State
 from regard.attention.registry import Spec, mechanism
 from regard.attention.titans.context import ContextMemory
@@ -147,6 +148,9 @@ class Titans(Options, Spec):
     """
 
     module: ClassVar = Block
+    costs: ClassVar = Costs(
+        time="T (w D + D^2)", memory="w D + D^2", step_time="w D + D^2", step_memory="w D + D^2"
+    )
     variant: str = "mac"
     window: int = 64
     persistent: int = 4
