@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regard.engines.pieces import Pieces
+from regard.engines.scan_triton import scan_triton, why_not
 from regard.errors import RegardError, ShapeMismatch
 
 CHUNK, LONGEST = 64, 4096
@@ -43,6 +44,7 @@ def scan(
     valid: Tensor | None = None,
     starts: Tensor | None = None,
     chunk: int = CHUNK,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return out_i = q_i S_i for every position, and the last state.
 
@@ -59,14 +61,16 @@ def scan(
         state: S_0, [B, Hkv, D, Dv], or None for zero.
         valid: bool [B, T]; a position that is False writes nothing and ages nothing.
         starts: bool [B, T]; a position that is True sees nothing of what is before it (packed sequences).
-        chunk: positions in a chunk, a power of two.
+        chunk: positions in a chunk, a power of two; the kernels of Triton choose their own.
+        backend: `torch` or `triton`; by default `triton` for several positions on a GPU where it can be used.
 
     Returns:
         out [B, H, T, Dv] and the state after position T, [B, Hkv, D, Dv].
 
     Raises:
         ShapeMismatch: where the shapes do not fit.
-        RegardError: for a decay above 0, or a chunk that is no power of two.
+        RegardError: for a decay above 0, a chunk that is no power of two, or a backend that is unknown or
+            cannot take the inputs.
 
     Example:
         >>> q = k = v = torch.ones(1, 1, 3, 1)
@@ -85,6 +89,8 @@ def scan(
         return q.new_zeros(batch, heads, length, v.shape[3], dtype=wide), state
     if valid is not None:
         k = k * valid[:, None, :, None]
+    if _uses_triton(backend, q, k, v):
+        return scan_triton(q, k, v, _exponents(decay, valid, None), state, starts)
     decay = _exponents(decay, valid, starts)
     q = q.unflatten(1, (kv_heads, heads // kv_heads))
     if length == 1:
@@ -120,6 +126,17 @@ def _check(
         raise RegardError(
             "decay is above 0 somewhere, so that states would grow; it is the logarithm of a share."
         )
+
+
+def _uses_triton(backend: str | None, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    if backend not in (None, "torch", "triton"):
+        raise RegardError(f"backend is {backend!r}; it must be 'torch', 'triton' or None.")
+    if backend == "torch" or (backend is None and (not q.is_cuda or q.shape[2] == 1)):
+        return False
+    reason = why_not(q, k, v)
+    if backend == "triton" and reason is not None:
+        raise RegardError(f"backend is 'triton', but {reason}.")
+    return reason is None
 
 
 def _exponents(decay: Tensor | None, valid: Tensor | None, starts: Tensor | None) -> Tensor | None:
@@ -170,11 +187,11 @@ class _Scan(torch.autograd.Function):
         to_q, to_k, to_v, to_state = pieces.backward(grad_out, before, grad_last)
         to_decay = None
         if ctx.needs_input_grad[3]:
-            to_decay = _gradient_of_decay(q, k, to_q, to_k, last, grad_last, decay)
+            to_decay = gradient_of_decay(q, k, to_q, to_k, last, grad_last, decay)
         return to_q, to_k, to_v, to_decay, to_state, None
 
 
-def _gradient_of_decay(
+def gradient_of_decay(
     q: Tensor, k: Tensor, to_q: Tensor, to_k: Tensor, last: Tensor, to_last: Tensor, decay: Tensor
 ) -> Tensor:
     """The gradient of g, from those of q and k.
