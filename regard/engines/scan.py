@@ -203,7 +203,7 @@ def gradient_of_decay(
     each = (q.to(wide) * to_q).sum(2) - k.to(wide) * to_k  # [B, H, T, D]
     end = (last * to_last).sum(-1)[:, :, None]  # [B, H, 1, D]
     if decay.shape[-1] != k.shape[-1] or decay.ndim == 1:
-        each, end = each.sum(-1, keepdim=True), end.sum(-1, keepdim=True)
+        each, end = (x.sum(-1, keepdim=True, dtype=torch.float64) for x in (each, end))
     found = each.flip(2).cumsum(2).flip(2) + end
     if decay.ndim == 1:
         return found.sum((0, 2, 3)).to(decay.dtype)

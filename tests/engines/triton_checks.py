@@ -7,7 +7,7 @@ from regard.engines.scan import scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = ["none", "head", "step", "channel"]
-BOUND = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+BOUND = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
 def draw(kind, length, heads=2, kv_heads=1, width=6, values=5, dtype=torch.float32, strength=1.0, batch=1):
