@@ -68,9 +68,9 @@ class Halves:
             to_early.mul_(pairs[:, :, 1, None])
             rows = below.permute(0, 2, 1, 3, 4).reshape(-1, below.shape[1] * size, size)  # [X n, G s, s]
             queries = late.transpose(1, 2).reshape(rows.shape[0], -1, late.shape[-1])
-            more = torch.bmm(rows, early.reshape(rows.shape[0], size, -1))
+            more = _bmm(rows, early.reshape(rows.shape[0], size, -1))
             to_late.add_(more.view(late.transpose(1, 2).shape).transpose(1, 2))
-            to_early.add_(torch.bmm(rows.transpose(1, 2), queries).view(early.shape))
+            to_early.add_(_bmm(rows.transpose(1, 2), queries).view(early.shape))
         q0, k0, shares = self._single
         same = scores.diagonal(dim1=-2, dim2=-1)[..., None]
         q.mul_(shares[:, None]).addcmul_(same, k0[:, None])
@@ -103,5 +103,10 @@ def _products(late: Tensor, early: Tensor) -> Tensor:
     if size == 1:
         return (late * early[:, None]).sum(-1)
     rows = late.transpose(1, 2).reshape(x * pairs, group * size, width)
-    found = torch.bmm(rows, early.reshape(x * pairs, size, width).transpose(1, 2))
+    found = _bmm(rows, early.reshape(x * pairs, size, width).transpose(1, 2))
     return found.view(x, pairs, group, size, size).transpose(1, 2)
+
+
+def _bmm(one: Tensor, other: Tensor) -> Tensor:
+    """Products in the type of the factors, also under autocast."""
+    return torch.bmm(one, other, out=one.new_empty(*one.shape[:2], other.shape[2]))

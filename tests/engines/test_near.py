@@ -52,6 +52,17 @@ def test_the_safe_way_equals_the_factored_one_with_all_gradients(kind, numbers, 
     assert set(taken) == {SAFE[kind]}
 
 
+@pytest.mark.parametrize("reach", [near.REACH, -1.0])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_autocast_changes_nothing(kind, reach, monkeypatch):
+    monkeypatch.setattr(near, "REACH", reach)
+    given = draw(kind, 0.2, torch.float32)
+    plain = gradients(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for one, other in zip(gradients(given), plain, strict=True):
+            assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_factored_way_is_taken_only_within_reach(kind, taken):
     """With a decay of exactly REACH over a chunk of 64 it is still exact in float32; beyond, not taken."""
