@@ -26,7 +26,8 @@ def _dot(a, b, PRECISION: tl.constexpr):
     """a @ b in float32; `wide` for the interpreter, which cannot multiply bfloat16."""
     if PRECISION == "wide":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -34,7 +35,8 @@ def _exponents(g, at, columns, T, D, g_t, KIND: tl.constexpr):
     """Exponents of a chunk, [C, 1] or [C, BD]."""
     if KIND == 2:
         return _matrix(g, at, columns, T, D, g_t).to(tl.float32)
-    return tl.load(g + at * g_t, mask=at < T, other=0.0).to(tl.float32)[:, None]
+    else:
+        return tl.load(g + at * g_t, mask=at < T, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -54,7 +56,8 @@ def _left(b, of, C: tl.constexpr, KIND: tl.constexpr, STARTS: tl.constexpr):
         seen = seen & (of[:, None] == of[None, :])
     if KIND == 1:
         return tl.where(seen, tl.exp(tl.where(lower, b - tl.trans(b), 0.0)), 0.0)
-    return tl.where(seen, 1.0, 0.0)
+    else:
+        return tl.where(seen, 1.0, 0.0)
 
 
 @triton.jit
@@ -79,8 +82,9 @@ def _scores(
             column = tl.sum(queries * share * key[None, :], 1)
             scores = tl.where(tl.arange(0, C)[None, :] == j, column[:, None], scores)
         return scores * left
-    keys = _matrix(k, at, columns, T, D, k_t)
-    return _dot(queries, tl.trans(keys), PRECISION) * left
+    else:
+        keys = _matrix(k, at, columns, T, D, k_t)
+        return _dot(queries, tl.trans(keys), PRECISION) * left
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 """The recurrence on a GPU: launches of the kernels of `scan_kernels.py`, with their gradient.
 
-Chunks are of 64 positions, of 32 where D is above 128, of 16 with a decay by channel. Exponents are summed
-in float32 and are at least FORGET, below which exp is 0 there anyway: a chunk that forgets all somewhere may
-be off by some 1e-5 of what it keeps. `python -m benchmarks.scan_gpu` times it; nobody has on a GPU yet.
+Chunks are of 64 positions, of 32 in float32 or where D is above 128, and of 16 with a decay by channel, so
+that the memory of a multiprocessor holds what a program needs. Exponents are summed in float32 and are at
+least FORGET, below which exp is 0 there anyway: a chunk that forgets all somewhere may be off by some 1e-5 of
+what it keeps. The kernels have not been run or timed on a GPU yet; `python -m benchmarks.scan_gpu` does it.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class _Launch:
         kind = 0 if decay is None else 2 if decay.shape[3] > 1 else 1
         self.g = q if decay is None else decay if kind == 1 or decay.stride(3) == 1 else decay.contiguous()
         self.sequences = q if sequences is None else sequences
-        chunk = 16 if kind == 2 else 32 if self.width > 128 else 64
+        large = self.width > 128 or q.dtype == torch.float32
+        chunk = 16 if kind == 2 else 32 if large else 64
         self.chunks = triton.cdiv(self.length, chunk)
         room = max(16, triton.next_power_of_2(self.width))
         block = min(32 if room > 128 else 64, max(16, triton.next_power_of_2(self.values)))
@@ -143,7 +145,7 @@ class _Launch:
         gradients_kernel[(self.chunks, self.batch * self.heads)](
             self.q, self.k, self.v, self.g, self.sequences, states, later, to_out, *found,
             self.length, self.chunks, self.heads, self.group,
-            *_strides(self.q, self.k, self.v, self.g, to_out), **self.options,
+            *_strides(self.q, self.k, self.v, self.g, to_out), **self.options, num_stages=1,
         )  # fmt: skip
         shared = [x.unflatten(1, (self.kv_heads, self.group)).sum(2) for x in found[1:]]
         return [found[0], *shared]
