@@ -13,6 +13,7 @@ Source: Guo et al., 2024, arXiv 2410.13835, the bigram-backcopy task. Status: pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from regard.errors import RegardError
@@ -46,6 +47,7 @@ class Backcopy:
         return opened
 
 
+@lru_cache(maxsize=4)
 def backcopy(length: int = 200_000, seed: int = 0) -> Backcopy:
     """Return text to train on and a tenth as much held out.
 
