@@ -11,8 +11,7 @@ Status: the rules and sizes are our choice; the paper trains for 64 epochs on up
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,19 +209,6 @@ class DynamicalSystemsFramework(Study):
         from regard.studies.dynamical_systems_framework_picture import draw
 
         draw(outcome, figure)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: the tensors here are too small for more."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def tied(generator: Any) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,8 +201,6 @@ class Flowformer(Study):
     ) -> list[float]:
         """Train until the mean loss of 20 steps is below `stop`, and return the loss of every step."""
         import torch
-
-        from regard.studies.threads import one_thread
 
         optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
         plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1) if decay else None

@@ -12,7 +12,6 @@ Status: the rules and sizes are our choice; the paper's own tables, on ImageNet 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -273,19 +271,6 @@ class LightNetStudy(Study):
         from regard.studies.lightnet_picture import draw
 
         draw(outcome, figure)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: the tensors here are too small for more."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def mixer(name: str) -> nn.Module:

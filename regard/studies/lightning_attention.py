@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,7 +179,6 @@ class LightningAttentionStudy(Study):
         import torch
 
         from regard.objectives.language import evaluate, train
-        from regard.studies.rounds import one_thread
 
         with one_thread():
             torch.manual_seed(1000 * self.seed + seed)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +184,7 @@ class LightningAttention2Study(Study):
         from torch.nn.functional import scaled_dot_product_attention
 
         from regard.attention import LightningAttention
-        from regard.studies.rounds import in_rounds, one_thread
+        from regard.studies.rounds import in_rounds
 
         mechanism, state, blocks = LightningAttention().build(), None, []
         block = self.size.decoded // self.size.blocks
@@ -223,7 +224,6 @@ class LightningAttention2Study(Study):
 
         from regard.models.transnormer import TNLConfig, TNLForCausalLM
         from regard.objectives.language import train
-        from regard.studies.rounds import one_thread
         from regard.tasks.markov import markov
 
         data, curves = markov(seed=self.seed), {}

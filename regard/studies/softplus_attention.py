@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +143,6 @@ class SoftplusAttention(Study):
 
         from regard.attention import MultiHeadAttention
         from regard.models.tiny import TinyModel
-        from regard.studies.threads import one_thread
         from regard.tasks.repeated import IGNORE, Repeated
 
         task, size = Repeated(), self.size

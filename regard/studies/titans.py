@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from regard.studies.base import Results, Step, Study
 from regard.studies.claims import Claim, Quantity, Rule
 from regard.studies.registry import study
+from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +156,7 @@ class Titans(Study):
         from torch.nn.functional import cross_entropy
 
         from regard.models.decoder import Decoder
-        from regard.studies.titans_parts import one_thread, silenced, spec
+        from regard.studies.titans_parts import silenced, spec
 
         size = self.size
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)

@@ -22,19 +22,6 @@ def spec(variant: str, dim: int, heads: int, window: int) -> Titans:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: the tensors here are too small for more."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
 def silenced(model: nn.Module, quiet: bool) -> Iterator[None]:
     """Let the memories of a model answer nothing while this is open, where `quiet`."""
     import torch

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
 
 from regard.attention.titans.core import Gate
 from regard.attention.titans.parts import ShortConvolution
 from regard.errors import RegardError, UnsupportedModel
+from regard.models.readout import CausalReadout
 from regard.models.stateful import state_layer, valid_positions
 from regard.models.titans.config import TitansConfig
 
@@ -173,7 +174,7 @@ class TitansModel(TitansPreTrainedModel):
         )
 
 
-class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
+class TitansForCausalLM(CausalReadout, TitansPreTrainedModel, GenerationMixin):
     """Titans with a readout: loss, `generate()`, saving and loading as any model of transformers.
 
     Example:
@@ -190,36 +191,3 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         self.model = TitansModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Return logits [B, T, vocabulary], and the loss where there are labels.
-
-        Args: as for `TitansModel`, and
-            labels: int64 [B, T], -100 where none counts; shifted here.
-            logits_to_keep: of how many last positions, or of which, logits are computed; 0 for all.
-        """
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )  # fmt: skip
