@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from regard.errors import ShapeMismatch, UnsupportedModel
+from regard.errors import RegardError, ShapeMismatch, UnsupportedModel
 from regard.runtime.carried import StateLayer
+
+
+def check_inputs(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, options: Mapping[str, Any], owner: str
+) -> None:
+    """Refuse tokens given in both forms or in none, and a call that asks for attention weights.
+
+    Args:
+        options: the other keyword arguments of the call.
+        owner: name of the model, for messages.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise RegardError("give input_ids or inputs_embeds, and not both.")
+    if options.get("output_attentions"):
+        raise UnsupportedModel(f"{owner} has no attention weights to return; leave output_attentions out.")
+
+
+def state_cache(model: Any, given: Cache | None, use_cache: bool | None, owner: str) -> Cache | None:
+    """Return a cache with a place for the state of each of a model's layers, or None where none is wanted.
+
+    Args:
+        model: with `config`, `layers` and `gradient_checkpointing`, under which training keeps no cache.
+        given: what the caller gave; a new dynamic one where it is None.
+        use_cache: whether one is wanted; default what the config says.
+        owner: name of the model, for messages.
+    """
+    wanted = model.config.use_cache if use_cache is None else use_cache
+    if not wanted or (model.training and model.gradient_checkpointing):
+        return None
+    cache = DynamicCache(config=model.config) if given is None else given
+    for index in range(len(model.layers)):
+        state_layer(cache, index, owner)
+    return cache
 
 
 def state_layer(cache: Cache, index: int, owner: str) -> StateLayer:

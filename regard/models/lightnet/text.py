@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, MaskedLMOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from regard.attention.lightnet import MDTPE
-from regard.errors import RegardError, UnsupportedModel
+from regard.errors import RegardError
 from regard.models.lightnet.config import LightNetConfig
 from regard.models.lightnet.parts import NAME, LightNetBlock, LightNetPreTrainedModel, check_batch
 from regard.models.readout import CausalReadout
-from regard.models.stateful import state_layer, valid_positions
+from regard.models.stateful import check_inputs, state_cache, state_layer, valid_positions
 from regard.runtime.carried import StateLayer
 
 
@@ -61,10 +61,7 @@ class LightNetModel(LightNetPreTrainedModel):
             past_key_values: what this returned before, or an empty dynamic cache.
             use_cache: whether to return one; a model that sees both directions has none.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise RegardError("give input_ids or inputs_embeds, and not both.")
-        if kwargs.get("output_attentions"):
-            raise UnsupportedModel(f"{NAME} has no attention weights to return; leave output_attentions out.")
+        check_inputs(input_ids, inputs_embeds, kwargs, NAME)
         if past_key_values is not None and not self.config.causal:
             raise RegardError(
                 "a LightNet with causal=False sees both directions and cannot go on from a cache."
@@ -79,12 +76,9 @@ class LightNetModel(LightNetPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if not use_cache or not self.config.causal or (self.training and self.gradient_checkpointing):
+        cache = state_cache(self, given, use_cache if self.config.causal else False, NAME)
+        if cache is None:
             return None
-        cache = DynamicCache(config=self.config) if given is None else given
-        for index in range(len(self.layers)):
-            state_layer(cache, index, NAME)
         if self.smooth is not None and len(cache.layers) == len(self.layers):
             cache.layers.append(StateLayer(NAME))
         return cache

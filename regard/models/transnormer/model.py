@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -28,9 +28,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from regard.attention.lightning import LightningMixer, Lrpe, decay_rates
 from regard.attention.lightning.layer import NORMS, initial_angles
-from regard.errors import RegardError, ShapeMismatch, UnsupportedModel
+from regard.errors import ShapeMismatch
 from regard.models.readout import CausalReadout
-from regard.models.stateful import state_layer, valid_positions
+from regard.models.stateful import check_inputs, state_cache, state_layer, valid_positions
 from regard.models.transnormer.config import TNLConfig
 
 NAME = "TransNormerLLM"
@@ -149,22 +149,10 @@ class TNLModel(TNLPreTrainedModel):
             past_key_values: what this returned before, or an empty dynamic cache.
             use_cache: whether to return one.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise RegardError("give input_ids or inputs_embeds, and not both.")
-        if kwargs.get("output_attentions"):
-            raise UnsupportedModel(f"{NAME} has no attention weights to return; leave output_attentions out.")
+        check_inputs(input_ids, inputs_embeds, kwargs, NAME)
         if inputs_embeds is None:
             inputs_embeds = self.embed_scale * self.embed_tokens(input_ids)
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if self.training and self.gradient_checkpointing:
-            use_cache = False
-        if not use_cache:
-            past_key_values = None
-        elif past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
-            for index in range(len(self.layers)):
-                state_layer(past_key_values, index, NAME)
+        past_key_values = state_cache(self, past_key_values, use_cache, NAME)
         mask = valid_positions(attention_mask, inputs_embeds, past_key_values, NAME)
         hidden_states = inputs_embeds
         for layer in self.layers:
