@@ -6,6 +6,7 @@ module of one layer from it. `tests/laws` holds every registered mechanism to it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from regard.engines.rows import AttentionInputs, expand_heads
 from regard.errors import RegardError, ShapeMismatch
 
 State = tuple[Tensor, ...]
+LookedAt = Callable[[int, int], Tensor]
 LAWS = (
     "matrix", "gradient", "causal", "offset", "step", "absorb", "padding", "grouped", "limit", "precision",
 )  # fmt: skip
@@ -168,6 +170,17 @@ class Mechanism(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
         """Return head outputs [B, H, T, Dv]; without `ctx`, causal self-attention."""
         raise NotImplementedError
+
+    def looked_at(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> LookedAt | None:
+        """Return which keys each row attends to; None, the default, for all that the mask lets it see.
+
+        A mechanism that chooses among the keys (HiP, routing, landmarks) makes its choice here once, as
+        `forward` does, and returns a function of a range of rows, `rows(start, stop)`, which gives bool
+        [B|1, H|1, stop - start, S]: True for every key that has a weight, whether it was routed or stands in
+        a window or among first tokens. The lens `routed` asks a few rows at a time, so no T x S mask need
+        ever exist; `regard.engines.blocks.listed_mask` gives one part from lists of key blocks.
+        """
+        return None
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, ctx: Context | None = None

@@ -120,6 +120,31 @@ def merge_parts(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return out.to(parts[0][0].dtype), lse
 
 
+def listed_mask(
+    index: Tensor, start: int, stop: int, keys: int, *, key_block: int = 1, query_block: int = 1
+) -> Tensor:
+    """Return which keys are listed for rows `start:stop`, for looking at what was chosen.
+
+    Args:
+        index: int64 [B|1, H|1, Q, n], as `attend_blocks` takes it.
+        keys: S, number of keys.
+
+    Returns:
+        bool [B|1, H|1, stop - start, S].
+
+    Example:
+        >>> listed_mask(torch.tensor([1, -1]).view(1, 1, 1, 2), 0, 1, 3, key_block=2).flatten().tolist()
+        [False, False, True]
+    """
+    first, last = start // query_block, max(start, stop - 1) // query_block + 1
+    some = index[:, :, first:last]
+    blocks = -(-keys // key_block)
+    found = torch.zeros(*some.shape[:3], blocks + 1, dtype=torch.bool, device=index.device)
+    found = found.scatter_(3, torch.where(some < 0, blocks, some), True)[..., :blocks]
+    of_rows = torch.arange(start, stop, device=index.device) // query_block - first
+    return found.repeat_interleave(key_block, 3)[..., :keys].index_select(2, of_rows)
+
+
 def _lists(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, key_block: int, query_block: int | None,
     rows: Tensor | None, visible: Visible | Tensor | None,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regard.engines import block_tiles
-from regard.engines.blocks import attend_blocks, merge_parts
+from regard.engines.blocks import attend_blocks, listed_mask, merge_parts
 from regard.errors import RegardError, ShapeMismatch
 
 
@@ -258,3 +258,13 @@ def test_wrong_tensors_are_refused():
         attend_blocks(q[0], k, v, index)
     with pytest.raises(RegardError, match="at least one"):
         merge_parts()
+
+
+def test_the_mask_of_listed_keys_is_what_is_counted():
+    q, k, _ = inputs()
+    for name in ("2x4 runs", "1x1 runs"):
+        index, rows = CALLS[name]["index"], torch.arange(12).view(1, 1, 4, 3)
+        expected = counts(index.expand(2, -1, -1, -1), q, k.shape[2], 2, rows).flatten(2, 3) > 0
+        for start, stop in ((0, 11), (4, 5), (2, 9), (3, 3)):
+            found = listed_mask(index, start, stop, k.shape[2], key_block=2, query_block=3)
+            assert torch.equal(found.expand(2, 4, -1, -1), expected[:, :, start:stop])
