@@ -10,6 +10,14 @@ from regard.attention.lightnet import LightNet, LightNetGrid, LightNetText
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
 from regard.attention.mechanism import Context, Mechanism
+from regard.attention.moh import (
+    HeadRouter,
+    MixtureOfHeads,
+    MoHAttention,
+    balance_loss,
+    head_usage,
+    moh_attention,
+)
 from regard.attention.multi_head import MultiHeadAttention
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
@@ -30,6 +38,7 @@ __all__ = [
     "Context",
     "FlowAttention",
     "Gated",
+    "HeadRouter",
     "Kernel",
     "KeyValueBias",
     "LightNet",
@@ -39,6 +48,8 @@ __all__ = [
     "LightningLayer",
     "LinearAttention",
     "Mechanism",
+    "MixtureOfHeads",
+    "MoHAttention",
     "MultiHeadAttention",
     "NeuralMemory",
     "NormalizedAttention",
@@ -47,10 +58,13 @@ __all__ = [
     "Softmax",
     "Spec",
     "Titans",
+    "balance_loss",
     "decay_rates",
     "flow_attention",
     "from_dict",
     "get",
+    "head_usage",
     "lightning_attention",
     "mechanism",
+    "moh_attention",
 ]  # fmt: skip
