@@ -46,8 +46,9 @@ def keep_swap(session: SwapSession) -> nn.Module:
     for site in session.swapped:
         _install(site.module, session.spec, session.mechanisms[site.alias])
     for config, modules in written:
-        before = (getattr(config, KEY, None) or {}).get("before", config._attn_implementation)
-        setattr(config, KEY, {"before": before, "swap": modules})
+        earlier = getattr(config, KEY, None) or {}
+        before = earlier.get("before", config._attn_implementation)
+        setattr(config, KEY, {**earlier, "before": before, "swap": modules})
         config._attn_implementation_internal = NAME
     return session.root
 

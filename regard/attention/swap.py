@@ -77,6 +77,11 @@ def context_of(call: Call, mechanism: Mechanism) -> Context:
         found = order_and_padding(call.mask.tensor)
         if found is not None:
             return _context_of_tensor(call, *found)
+    return whole_context(call)
+
+
+def whole_context(call: Call) -> Context:
+    """Return what a mechanism that honours every mask knows of a call."""
     return Context(
         mask=call.mask, causal=call.causal, offset=call.q_offset - call.kv_offset if call.causal else 0,
         plain=call.plain, valid_queries=call.valid_queries, valid_keys=call.valid_keys, scale=call.scale,

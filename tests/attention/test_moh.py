@@ -129,7 +129,7 @@ def test_balance_is_the_formula_and_leaves_padding_out():
     layer(x, valid)
     loss = balance_loss(layer)
     torch.testing.assert_close(loss, 6 * (p.mean(0) * used).sum())
-    assert 2.5 < float(loss) < 4
+    assert 2.5 < loss.item() < 4
     loss.backward()
     assert layer.router.route.weight.grad.any() and layer.router.share.weight.grad is None
     with pytest.raises(RegardError, match="since the last call"):

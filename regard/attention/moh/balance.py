@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.attention.moh.router import HeadRouter
+from regard.attention.head_router import HeadRouter
 from regard.errors import NothingObserved, RegardError
 from regard.runtime.head_table import HeadTable
 
@@ -120,7 +120,7 @@ def head_usage(model: nn.Module) -> Iterator[HeadUsage]:
         >>> layer = MoHAttention(32, 4, shared=1, active=2)
         >>> with head_usage(layer) as usage:
         ...     out = layer(torch.randn(2, 5, 32))
-        >>> usage.heads["on"][0], round(usage.heads["on"][1:].sum(), 6)
+        >>> float(usage.heads["on"][0]), round(float(usage.heads["on"][1:].sum()), 6)
         (1.0, 2.0)
     """
     routers = _named(model)

@@ -47,6 +47,7 @@ def moh_attention(
         RegardError: where a number is not finite.
 
     Example:
+        >>> import torch
         >>> q, k, v = torch.randn(3, 1, 2, 5, 8)
         >>> gates = torch.tensor([[[1.0, 0.0]]]).expand(1, 5, 2)
         >>> moh_attention(q, k, v, gates)[:, 1].abs().max()

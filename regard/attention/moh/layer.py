@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from regard.attention.block import Block
 from regard.attention.decoding import DecodeState, check_state, positions_of, with_earlier
+from regard.attention.head_router import HeadRouter, Kind, Preset
 from regard.attention.matrices import dense_mask, softmax_matrix
 from regard.attention.mechanism import Context
 from regard.attention.moh.function import weighted
-from regard.attention.moh.router import HeadRouter, Kind, Preset
 from regard.attention.multi_head import MultiHeadAttention
 from regard.attention.positions import Rotary
-from regard.attention.softmax import SoftmaxAttention
+from regard.attention.registry import get
 from regard.engines.rows import attend, expand_heads
 from regard.errors import RegardError, ShapeMismatch
 
@@ -111,7 +111,8 @@ class MoHAttention(Block):
         Raises:
             RegardError: where the layer is another.
         """
-        plain = isinstance(layer, MultiHeadAttention) and isinstance(layer.mechanism, SoftmaxAttention)
+        softmax = get("softmax").module
+        plain = isinstance(layer, MultiHeadAttention) and isinstance(layer.mechanism, softmax)
         if not plain or layer.gate is not None or layer.head_norm or layer.positions == "alibi":
             raise RegardError(
                 "only a MultiHeadAttention of softmax, without gate, head_norm or ALiBi, can be turned into "

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from regard.attention.costs import Costs
+from regard.attention.head_router import Kind, Preset, check_options, check_split, spread
 from regard.attention.moh.layer import MoHAttention, check_layer
-from regard.attention.moh.router import Kind, Preset, check_options, check_split
 from regard.attention.registry import Spec, mechanism
 from regard.errors import RegardError
 
@@ -70,8 +70,9 @@ class MixtureOfHeads(Spec):
         sparse: whether heads that are off are left out; the result is the same.
 
     Example:
-        >>> MixtureOfHeads(dim=32, heads=8, shared=2, active=3).build()(torch.randn(2, 9, 32)).shape
-        torch.Size([2, 9, 32])
+        >>> layer = MixtureOfHeads(dim=32, heads=8, shared=2, active=3).build()
+        >>> layer(layer.queries.weight[None]).shape
+        torch.Size([1, 32, 32])
         >>> [(s.heads, s.shared, s.active) for s in MixtureOfHeads.published("vit-s-80")]
         [(3, 3, 0), (6, 6, 0), (12, 3, 6), (24, 8, 12)]
     """
@@ -150,25 +151,3 @@ class MixtureOfHeads(Spec):
 OPTIONS = (
     "kind", "preset", "fine_tune", "head_dim", "kv_heads", "causal", "positions", "bias", "sparse",
 )  # fmt: skip
-
-
-def spread(given: dict[str, int | Sequence[int]], layers: int | None = None) -> dict[str, Any]:
-    """Return one number a layer for each name; a number stands for all layers.
-
-    Args:
-        layers: how many there are; default as many as the lists are long.
-
-    Raises:
-        RegardError: where a list has another length.
-    """
-    lengths = {name: len(numbers) for name, numbers in given.items() if isinstance(numbers, Sequence)}
-    wanted = layers if layers is not None else next(iter(lengths.values()), None)
-    if wanted is None:
-        raise RegardError("a stack needs a list, one number a layer, for heads, shared, active or dim.")
-    for name, length in lengths.items():
-        if length != wanted:
-            raise RegardError(f"{name} has {length} numbers, and there are {wanted} layers; give one each.")
-    return {
-        name: list(numbers) if isinstance(numbers, Sequence) else [numbers] * wanted
-        for name, numbers in given.items()
-    }

@@ -19,12 +19,14 @@ Source: Jin et al., 2024, arXiv 2410.11842, equations 5 to 8. Status: agrees wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.attention.select import top_mask
 from regard.errors import RegardError, ShapeMismatch
 
 Kind = Literal["learned", "query_norm", "output_norm", "random"]
@@ -187,8 +189,7 @@ class HeadRouter(nn.Module):
 
     def _chosen(self, scores: Tensor) -> Tensor:
         """1 at the `active` largest of scores [B, T, h_r], of equal ones the first, and 0 elsewhere."""
-        order = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., : self.active]
-        return torch.zeros_like(scores).scatter(-1, order, 1.0)
+        return top_mask(scores, self.active).to(scores.dtype)
 
     def _note(self, p: Tensor, mask: Tensor, valid: Tensor | None) -> None:
         """Keep the load-balance loss of this forward."""
@@ -240,3 +241,25 @@ def check_options(dim: Any, kind: Any, preset: Any, fine_tune: Any) -> None:
             raise RegardError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
     if fine_tune and preset == "paper":
         raise RegardError("the paper's gates do not begin at 1; fine_tune goes with preset='official'.")
+
+
+def spread(given: dict[str, int | Sequence[int]], layers: int | None = None) -> dict[str, Any]:
+    """Return one number a layer for each name; a number stands for all layers.
+
+    Args:
+        layers: how many there are; default as many as the lists are long.
+
+    Raises:
+        RegardError: where a list has another length.
+    """
+    lengths = {name: len(numbers) for name, numbers in given.items() if isinstance(numbers, Sequence)}
+    wanted = layers if layers is not None else next(iter(lengths.values()), None)
+    if wanted is None:
+        raise RegardError("a stack needs a list, one number a layer, for heads, shared, active or dim.")
+    for name, length in lengths.items():
+        if length != wanted:
+            raise RegardError(f"{name} has {length} numbers, and there are {wanted} layers; give one each.")
+    return {
+        name: list(numbers) if isinstance(numbers, Sequence) else [numbers] * wanted
+        for name, numbers in given.items()
+    }
