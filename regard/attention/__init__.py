@@ -6,7 +6,7 @@ from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
-from regard.attention.landmark import Landmark
+from regard.attention.landmark import Landmark, LandmarkMemory
 from regard.attention.lightnet import LightNet, LightNetGrid, LightNetText
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
@@ -43,6 +43,7 @@ __all__ = [
     "Kernel",
     "KeyValueBias",
     "Landmark",
+    "LandmarkMemory",
     "LightNet",
     "LightNetGrid",
     "LightNetText",

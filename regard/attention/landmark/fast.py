@@ -5,12 +5,12 @@ With p the softmax inside a block b, of log-sum-exp z_b, and s the scores,
     l_b = s_landmark(b)  for b < cur,   l_cur = z_cur          one logit a block
     a   = softmax over b of l_b;   W_j = a_b p_j;   out = W v;   lse = logsumexp over b of l_b
 
-so one exponential a score and one a block is all there is. Backward, with P = dout v^T, D_b = sum_j p_j P_j and
-d = dout . out - dlse:
+so one exponential a score and one a block is all there is. Backward, with P = dout v^T, D_b = sum_j p_j P_j
+and d = dout . out - dlse:
 
     ds_j = W_j (P_j - D_b) for b < cur,   W_j (P_j - d) for cur,   ds_landmark(b) = a_b (D_b - d)
 
-Of the scores no more than those of some rows exist at a time; kept for backward is one number a row and block.
+Of the scores no more than those of some rows exist at a time; backward is left one number a row and block.
 Source: Mohtashami and Jaggi, 2023, arXiv 2305.16300, section 3.1; the gradients are ours. Status: agrees with
 the definition in `groups.py`.
 """
@@ -91,7 +91,7 @@ class _Tiles:
         return x[:, :, piece.start : piece.stop].reshape(x.shape[0], self.kv_heads, -1, x.shape[-1])
 
     def scores(self, piece: _Piece) -> tuple[Tensor, Tensor]:
-        """The scores in blocks [B, H, R, n, L], hidden ones and landmarks -inf, and landmarks' [B, H, R, n]."""
+        """Scores in blocks [B, H, R, n, L], hidden ones and landmarks -inf, and landmarks' [B, H, R, n]."""
         batch, heads = self.q.shape[:2]
         length = piece.blocks * self.how.block
         scores = self.rows(self.q, piece) @ self.k[:, :, :length].transpose(2, 3)
@@ -119,7 +119,9 @@ def _whole(x: Tensor, need: int) -> Tensor:
     return x[:, :, :need] if have >= need else F.pad(x, (0, 0, 0, need - have))
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, how: Regular, keep: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, how: Regular, keep: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Out, lse, and of each piece the log of W_j / exp(s_j), [B, H, R, n]."""
     tiles = _Tiles(q, k, v, how)
     out, lse = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])

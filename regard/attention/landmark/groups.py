@@ -7,8 +7,10 @@
     w          = softmax of the scores over the tokens of one earlier block that are no landmarks
     weight(j)  = a_j in block cur;  a_landmark(b) w_j in block b < cur;  0 of a landmark
 
-A row sees no landmark of its own block, itself included. Source: Mohtashami and Jaggi, 2023, arXiv 2305.16300,
-section 3.1. Status: agrees with the official code.
+A row sees no landmark of its own block, itself included. A block of nothing but its landmark has nothing to
+gate and gets no share, where the official code loses it; else the two agree.
+
+Source: Mohtashami and Jaggi, 2023, arXiv 2305.16300, section 3.1. Status: agrees with the official code.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def grouped_softmax(scores: Tensor, is_landmark: Tensor, visible: Tensor) -> tup
 
     Example:
         >>> marks = torch.tensor([[False, True, False]])
-        >>> weights, gates = grouped_softmax(torch.zeros(1, 1, 3, 3), marks, torch.ones(3, 3, dtype=torch.bool))
+        >>> everywhere = torch.ones(3, 3, dtype=torch.bool)
+        >>> weights, gates = grouped_softmax(torch.zeros(1, 1, 3, 3), marks, everywhere)
         >>> weights[0, 0].tolist(), gates[0, 0].tolist()
         ([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5]], [[0.0], [0.0], [0.5]])
     """

@@ -1,4 +1,4 @@
-"""Landmark attention over a whole text: every L-th token is a landmark, and a grouped softmax reads through it.
+"""Landmark attention over a whole text: every L-th token is a landmark that gates its block.
 
     weight(j) = a_j                     token j of the block of the row
     weight(j) = a_landmark(b) w_j       token j of an earlier block b;   0 of landmarks
@@ -79,13 +79,15 @@ def scale_of(ctx: Context, q: Tensor) -> float:
 def check_block(block: int) -> None:
     """Refuse what is no length of a block."""
     if isinstance(block, bool) or not isinstance(block, int) or block < 2:
-        raise RegardError(f"block is {block!r}; it must be from 2: tokens, and the landmark that closes them.")
+        raise RegardError(
+            f"block is {block!r}; it must be from 2: tokens, and the landmark that closes them."
+        )
 
 
 @mechanism("landmark-attention")
 @dataclass(frozen=True)
 class Landmark(Spec):
-    """Softmax attention in blocks closed by landmark tokens, each of which gates how much of its block is read.
+    """Softmax attention in blocks closed by landmark tokens, which gate how much of their block is read.
 
     Attributes:
         block: tokens in a block, its landmark included; the paper has 51, its code for Llama 64.
