@@ -6,7 +6,7 @@ from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
-from regard.attention.landmark import Landmark, LandmarkMemory
+from regard.attention.landmark import Landmark, LandmarkMemory, add_landmark_token, landmark_attention
 from regard.attention.lightnet import LightNet, LightNetGrid, LightNetText
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
@@ -61,12 +61,14 @@ __all__ = [
     "Softmax",
     "Spec",
     "Titans",
+    "add_landmark_token",
     "balance_loss",
     "decay_rates",
     "flow_attention",
     "from_dict",
     "get",
     "head_usage",
+    "landmark_attention",
     "lightning_attention",
     "mechanism",
     "moh_attention",
