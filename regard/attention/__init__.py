@@ -4,6 +4,7 @@ from regard.attention.block import Block
 from regard.attention.clipped import ClippedSoftmax
 from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
+from regard.attention.hip import HiP, HiPMask, hip_attention, hip_mask
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
 from regard.attention.landmark import Landmark, LandmarkMemory, add_landmark_token, landmark_attention
@@ -40,6 +41,8 @@ __all__ = [
     "FlowAttention",
     "Gated",
     "HeadRouter",
+    "HiP",
+    "HiPMask",
     "Kernel",
     "KeyValueBias",
     "Landmark",
@@ -68,6 +71,8 @@ __all__ = [
     "from_dict",
     "get",
     "head_usage",
+    "hip_attention",
+    "hip_mask",
     "landmark_attention",
     "lightning_attention",
     "mechanism",

@@ -129,7 +129,7 @@ def decodes(built: Mechanism | Block) -> str | None:
     if not isinstance(built, Mechanism):
         return "state" if callable(getattr(built, "step", None)) else None
     law, way = ("step", "state") if built.carries_state else ("offset", "cache")
-    return None if law in built.exempt else way
+    return None if law in built.exempt and not built.decodes_approximately else way
 
 
 def _derived(module: type[Mechanism] | type[Block]) -> Costs | None:

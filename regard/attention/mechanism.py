@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Context:
         bias: added to the scores, broadcastable to [B, H, T, S], or None.
         sink_logits: one logit a head [H], or a head and row [B|1, H, T, 1], that joins a softmax, or None.
         dropout: probability, on the weights of a softmax.
+        kept: what the mechanism may keep between the steps of one `generate()`, where there is one; tensors with
+            the batch first follow the beams.
     """
 
     mask: Mask
@@ -55,6 +57,7 @@ class Context:
     bias: Tensor | None = None
     sink_logits: Tensor | None = None
     dropout: float = 0.0
+    kept: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, *, causal: bool = True, valid: Tensor | None = None) -> Context:
@@ -124,12 +127,15 @@ class Mechanism(nn.Module):
         orders: `causal` where a row may see no later key, `full` where it may see all; a call of the other
             kind is refused.
         exempt: laws that it breaks by design, and why; `LAWS` names them.
+        decodes_approximately: whether it decodes from a cache although the law `offset` does not hold, because
+            it approximates, and otherwise for queries that come together.
     """
 
     carries_state: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = frozenset()
     orders: ClassVar[frozenset[str]] = frozenset({"causal", "full"})
     exempt: ClassVar[dict[str, str]] = {}
+    decodes_approximately: ClassVar[bool] = False
 
     def refuses(self, ctx: Context) -> str | None:
         """Return, in words, what of a call this cannot take into account, or None."""

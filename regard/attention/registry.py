@@ -38,6 +38,11 @@ class Spec:
         """
         return self.module(**{f.name: getattr(self, f.name) for f in fields(self)})
 
+    @property
+    def exempt(self) -> dict[str, str]:
+        """Laws that the mechanism breaks by design with these options, and why."""
+        return self.module.exempt
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options with the mechanism's name, as JSON can hold them."""
         return {"mechanism": self.registered, **asdict(self)}

@@ -76,8 +76,8 @@ def context_of(call: Call, mechanism: Mechanism) -> Context:
     if isinstance(call.mask, TensorMask) and "mask" not in mechanism.honours:
         found = order_and_padding(call.mask.tensor)
         if found is not None:
-            return _context_of_tensor(call, *found)
-    return whole_context(call)
+            return replace(_context_of_tensor(call, *found), kept=_kept(call, mechanism))
+    return replace(whole_context(call), kept=_kept(call, mechanism))
 
 
 def whole_context(call: Call) -> Context:
@@ -87,6 +87,10 @@ def whole_context(call: Call) -> Context:
         plain=call.plain, valid_queries=call.valid_queries, valid_keys=call.valid_keys, scale=call.scale,
         softcap=call.softcap, bias=call.bias, sink_logits=call.sink_logits, dropout=call.dropout,
     )  # fmt: skip
+
+
+def _kept(call: Call, mechanism: Mechanism) -> dict[str, Any]:
+    return call.run.state(mechanism, call.site, call.part)
 
 
 def _context_of_tensor(call: Call, causal: bool, valid: Tensor) -> Context:

@@ -216,7 +216,7 @@ def law_grouped(spec):
         if carries(spec):
             q, k, v = inputs(length, heads=4, kv_heads=kv_heads)
             near(stepped(mechanism, q, k, v, [5, length - 5])[0], mechanism(q, k, v))
-        if carries(spec) and "absorb" not in spec.module.exempt:
+        if carries(spec) and "absorb" not in spec.exempt:
             state = mechanism.absorb(k[:, :, :5], v[:, :, :5], 4)
             out, _ = stepped(mechanism, *(x[:, :, 5:] for x in (q, k, v)), [length - 5], state=state)
             near(out, mechanism(q, k, v)[:, :, 5:])

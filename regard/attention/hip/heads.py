@@ -1,0 +1,98 @@
+"""HiP attention as a mechanism: search, then attention to what was found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regard.attention.hip.attend import attend_found, attend_one
+from regard.attention.hip.layout import Layout
+from regard.attention.hip.reference import seen_by_definition
+from regard.attention.hip.search import everything, search, spans_of
+from regard.attention.matrices import softmax_matrix
+from regard.attention.mechanism import Context, Mechanism
+
+if TYPE_CHECKING:
+    from regard.attention.hip.spec import HiP
+
+
+class HiPAttention(Mechanism):
+    """Softmax attention to window, first tokens and what a tree search has found; the module of `HiP`."""
+
+    orders = frozenset({"causal"})
+    exempt = {
+        "causal": "what is found is shared by a block of queries, of which the later ones have a say",
+        "offset": "the blocks of queries begin at the first query of a call",
+    }
+    decodes_approximately = True
+
+    def __init__(self, spec: HiP) -> None:
+        super().__init__()
+        self.spec = spec
+        if spec.query_block == 1:
+            self.exempt: dict[str, str] = {}
+        if spec.window == 0:
+            self.orders = frozenset({"full"})
+
+    def refuses(self, ctx: Context) -> str | None:
+        words = super().refuses(ctx)
+        if words is None and ctx.dropout and self.training:
+            return "dropout on its weights"
+        if words == "no causal order":
+            return f"{words} (which takes window=0 and sink=0)"
+        return f"{words} (which takes a window)" if words == "causal order" else words
+
+    def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
+        ctx = self.context(q, k, ctx)
+        with torch.no_grad():
+            seen = seen_by_definition(q, k, ctx, self.spec)
+        return softmax_matrix(q, k, ctx, seen)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
+        ctx = self.context(q, k, ctx)
+        layout = Layout.of(ctx, q.shape[2], k.shape[2], q.device)
+        scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
+        return hip_rows(q, k, v, self.chosen(q, k, ctx, layout), layout, self.spec, scale)
+
+    def chosen(self, q: Tensor, k: Tensor, ctx: Context, layout: Layout | None = None) -> Tensor:
+        """Return the key blocks of each query block, int64 [B, H, Q, n]; in decoding, those of some steps ago.
+
+        Args:
+            ctx: of the call; what was found is kept in `ctx.kept` for `spec.refresh` steps.
+        """
+        layout = layout or Layout.of(ctx, q.shape[2], k.shape[2], q.device)
+        kept = ctx.kept if q.shape[2] == 1 and layout.causal and self.spec.refresh > 1 else None
+        if kept is not None:
+            found = self._still_good(kept, q, layout)
+            if found is not None:
+                return found
+        chosen = search(layout.compact_rows(q), k, layout, self.spec)
+        if kept is not None:
+            kept.update(chosen=chosen, keys=layout.keys)
+        return chosen
+
+    def _still_good(self, kept: dict[str, Any], q: Tensor, layout: Layout) -> Tensor | None:
+        """What was found up to `refresh` - 1 steps ago; None where there is none, or it was all there was."""
+        chosen = kept.get("chosen")
+        if chosen is None or chosen.shape[:2] != q.shape[:2] or chosen.device != q.device:
+            return None
+        searched = chosen.shape[3] == -(-self.spec.k // self.spec.key_block)
+        recent = 0 <= layout.keys - kept["keys"] < self.spec.refresh
+        return everything(chosen, spans_of(layout, self.spec), self.spec) if searched and recent else None
+
+    def extra_repr(self) -> str:
+        return repr(self.spec)
+
+
+def hip_rows(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, layout: Layout, spec: HiP, scale: float
+) -> Tensor:
+    """Return HiP attention [B, H, T, Dv] to given key blocks; zeros at padding."""
+    if q.shape[2] == 0 or layout.keys == 0:
+        return q.new_zeros(*q.shape[:3], v.shape[3])
+    if q.shape[2] == 1 and layout.causal:
+        return layout.placed(attend_one(layout.compact_rows(q), k, v, chosen, layout, spec, scale))
+    compact = layout.compact_rows(q), layout.compact_keys(k), layout.compact_keys(v)
+    return layout.placed(attend_found(*compact, chosen, layout, spec, scale))
