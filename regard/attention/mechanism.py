@@ -42,8 +42,8 @@ class Context:
         bias: added to the scores, broadcastable to [B, H, T, S], or None.
         sink_logits: one logit a head [H], or a head and row [B|1, H, T, 1], that joins a softmax, or None.
         dropout: probability, on the weights of a softmax.
-        kept: what the mechanism may keep between the steps of one `generate()`, where there is one; tensors with
-            the batch first follow the beams.
+        kept: what the mechanism may keep between the steps of one `generate()`, where there is one; tensors
+            with the batch first follow the beams.
     """
 
     mask: Mask
@@ -127,8 +127,8 @@ class Mechanism(nn.Module):
         orders: `causal` where a row may see no later key, `full` where it may see all; a call of the other
             kind is refused.
         exempt: laws that it breaks by design, and why; `LAWS` names them.
-        decodes_approximately: whether it decodes from a cache although the law `offset` does not hold, because
-            it approximates, and otherwise for queries that come together.
+        decodes_approximately: whether it decodes from a cache although the law `offset` does not hold,
+            because it approximates, and otherwise for queries that come together.
     """
 
     carries_state: ClassVar[bool] = False

@@ -59,7 +59,7 @@ class Passkey:
             tokenizer: of transformers.
 
         Raises:
-            RegardError: where the prompt is too short for the key and the question, or too long for the novel.
+            RegardError: where the length is too small for key and question, or too great for the novel.
         """
 
         def read(text: str) -> list[int]:

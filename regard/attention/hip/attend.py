@@ -110,7 +110,7 @@ def _fetched(x: Tensor, tokens: Tensor, layout: Layout, group: int) -> Tensor:
     at = tokens.clamp(min=0)
     if layout.key_at is not None:
         at = layout.key_at[:, None].expand(-1, at.shape[1], -1).gather(2, at)
-    batch, heads, count = at.shape
+    batch, heads, _ = at.shape
     head = torch.arange(batch * heads, device=x.device).view(batch, heads, 1) // group
     return F.embedding(at + head * x.shape[2], x.reshape(-1, x.shape[3]))
 
@@ -122,6 +122,6 @@ def _window(k: Tensor, v: Tensor, layout: Layout, spec: HiP) -> tuple[Tensor, Te
         return k[:, :, first : layout.keys], v[:, :, first : layout.keys], None
     places = layout.seen[:, None] - 1 - torch.arange(spec.window, device=k.device)
     at = layout.key_at.gather(1, places.clamp(min=0))[:, None, :, None]
-    near = (x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
+    keys, values = (x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
     hidden = torch.zeros(places.shape, device=k.device).masked_fill_(places < 0, -torch.inf)
-    return *near, hidden[:, None]
+    return keys, values, hidden[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.attention.checks import check_call
-from regard.attention.hip.heads import HiPAttention, hip_rows
+from regard.attention.hip.heads import HiPAttention, hip_rows, module_of
 from regard.attention.hip.layout import Layout
 from regard.attention.hip.spec import HiP
 from regard.attention.mechanism import Context
@@ -20,7 +20,7 @@ class HiPMask:
     """What each block of queries reads besides window and first tokens.
 
     Attributes:
-        index: int64 [B, H, Q, n], numbers of key blocks, ascending, then -1. Keys are counted without padding.
+        index: int64 [B, H, Q, n], key blocks by number, ascending, then -1. Keys are counted without padding.
         layout: where queries and keys stand.
         spec: the options.
     """
@@ -63,8 +63,8 @@ def hip_mask(q: Tensor, k: Tensor, spec: HiP | None = None, *, valid: Tensor | N
     """Search which keys each block of queries reads, without gradients.
 
     Args:
-        q: [B, H, T, D], after rotary embedding; the last positions of `k`, unless `spec.window` is 0: then every
-            query sees all keys.
+        q: [B, H, T, D], after rotary embedding, the last positions of `k`. Where `spec.window` is 0 every
+            query sees all keys instead.
         k: [B, Hkv, S, D]; H is a multiple of Hkv.
         spec: default `HiP()`.
         valid: bool [B, S], False at padding; default all valid.
@@ -130,7 +130,7 @@ def hip_attention(
 
 def _context(q: Tensor, k: Tensor, spec: HiP, valid: Tensor | None) -> tuple[HiPAttention, Context]:
     causal = spec.window > 0
-    return HiPAttention(spec), Context.of(q, k, causal=causal, valid=valid)
+    return module_of(spec), Context.of(q, k, causal=causal, valid=valid)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, spec: HiP) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class HiPAttention(Mechanism):
     """Softmax attention to window, first tokens and what a tree search has found; the module of `HiP`."""
 
     orders = frozenset({"causal"})
-    exempt = {
+    exempt: ClassVar[dict[str, str]] = {
         "causal": "what is found is shared by a block of queries, of which the later ones have a say",
         "offset": "the blocks of queries begin at the first query of a call",
     }
@@ -31,10 +31,6 @@ class HiPAttention(Mechanism):
     def __init__(self, spec: HiP) -> None:
         super().__init__()
         self.spec = spec
-        if spec.query_block == 1:
-            self.exempt: dict[str, str] = {}
-        if spec.window == 0:
-            self.orders = frozenset({"full"})
 
     def refuses(self, ctx: Context) -> str | None:
         words = super().refuses(ctx)
@@ -57,7 +53,7 @@ class HiPAttention(Mechanism):
         return hip_rows(q, k, v, self.chosen(q, k, ctx, layout), layout, self.spec, scale)
 
     def chosen(self, q: Tensor, k: Tensor, ctx: Context, layout: Layout | None = None) -> Tensor:
-        """Return the key blocks of each query block, int64 [B, H, Q, n]; in decoding, those of some steps ago.
+        """Return the key blocks of each query block, int64 [B, H, Q, n]; in decoding, of a few steps ago.
 
         Args:
             ctx: of the call; what was found is kept in `ctx.kept` for `spec.refresh` steps.
@@ -84,6 +80,25 @@ class HiPAttention(Mechanism):
 
     def extra_repr(self) -> str:
         return repr(self.spec)
+
+
+class HiPByRow(HiPAttention):
+    """HiP attention in which every query has a search of its own; the module where `query_block` is 1."""
+
+    exempt: ClassVar[dict[str, str]] = {}
+
+
+class HiPBothWays(HiPAttention):
+    """HiP attention of every query to keys on both sides; the module where `window` is 0."""
+
+    orders = frozenset({"full"})
+
+
+def module_of(spec: HiP) -> HiPAttention:
+    """Return the module of one layer."""
+    if spec.window == 0:
+        return HiPBothWays(spec)
+    return HiPByRow(spec) if spec.query_block == 1 else HiPAttention(spec)
 
 
 def hip_rows(

@@ -23,7 +23,6 @@ class Layout:
         rows, seen: int64 [B|1], how many real queries and keys a sequence has.
         row_at, key_at: int64 [B, T] and [B, S], where they stand in the call; real ones first. None where
             nothing is padding.
-        even: the offset of all sequences, where nothing is padding.
     """
 
     causal: bool
@@ -34,15 +33,14 @@ class Layout:
     seen: Tensor
     row_at: Tensor | None = None
     key_at: Tensor | None = None
-    even: int | None = None
 
     @classmethod
     def of(cls, ctx: Context, queries: int, keys: int, device: torch.device) -> Layout:
-        """Return the layout of a call of `queries` rows; keys after the last row do not count where causal."""
+        """Return the layout of a call of `queries` rows; where causal, without the keys after the last."""
         keys = min(keys, ctx.offset + queries) if ctx.causal else keys
         if ctx.valid_keys is None and ctx.valid_queries is None:
-            numbers = (torch.tensor([n], device=device) for n in (keys - queries, queries, keys))
-            return cls(ctx.causal, queries, keys, *numbers, even=keys - queries)
+            offset, rows, seen = (torch.tensor([n], device=device) for n in (keys - queries, queries, keys))
+            return cls(ctx.causal, queries, keys, offset, rows, seen)
         valid_keys, valid_rows = ctx.valid_keys, ctx.valid_queries
         if valid_keys is None:
             assert valid_rows is not None

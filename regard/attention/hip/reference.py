@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,7 @@ from regard.attention.mechanism import Context
 if TYPE_CHECKING:
     from regard.attention.hip.spec import HiP
 
-Scores = list[float]
+Score = Callable[[int], float]
 
 
 def seen_by_definition(q: Tensor, k: Tensor, ctx: Context, spec: HiP) -> Tensor:
@@ -75,9 +77,9 @@ def _chosen(q: Tensor, k: Tensor, places: list[int], block: range, spec: HiP) ->
     return (_doubled if spec.variant == "v1" else _halved)(score, first, count, keep, spec)
 
 
-def _halved(score, first: int, count: int, keep: int, spec: HiP) -> list[int]:  # type: ignore[no-untyped-def]
+def _halved(score: Score, first: int, count: int, keep: int, spec: HiP) -> list[int]:
     edges = [j * count // keep + first for j in range(keep + 1)]
-    chunks = [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [(a, b - a) for a, b in pairwise(edges)]
     largest = max(size for _, size in chunks)
     while largest > 1:
         halves = [half for a, size in chunks for half in ((a, size // 2), (a + size // 2, size - size // 2))]
@@ -91,7 +93,7 @@ def _halved(score, first: int, count: int, keep: int, spec: HiP) -> list[int]:  
     return [a for a, _ in chunks]
 
 
-def _doubled(score, first: int, count: int, keep: int, spec: HiP) -> list[int]:  # type: ignore[no-untyped-def]
+def _doubled(score: Score, first: int, count: int, keep: int, spec: HiP) -> list[int]:
     cells, grid = list(range(keep)), keep
     while grid < count:
         finer = min(2 * grid, count)

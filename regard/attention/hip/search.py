@@ -4,13 +4,13 @@ The span is the keys between the first tokens and the window, cut into blocks of
 with K stretches; each round halves them, scores every half by one block of it, its representative, and
 keeps the K best halves, until a stretch is one block:
 
-    score(half) = max over sampled queries i, tokens j of the representative with j <= pos_i - w - 1 of q_i . k_j
+    score(half) = max q_i . k_j   over sampled queries i, tokens j < pos_i - w of the representative
 
 `v1` starts from a grid of K cells over the whole span; each round doubles the resolution and keeps the K best
 of the finer cells, scored by the block in which they begin.
 
-All heads and query blocks go through a round together, in pieces whose keys stay in a cache. Scores are float32
-(float64 of float64 inputs), and where they are equal the earlier block is kept.
+All heads and query blocks go through a round together, in pieces whose keys stay in a cache. Scores are
+float32 (float64 of float64 inputs), and where they are equal the earlier block is kept.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def spans_of(layout: Layout, spec: HiP) -> Tensor:
 
 @dataclass(eq=False)
 class _Piece:
-    """Query blocks of a search: queries [B, H, Q', R, D], places [B|1, Q', R], blocks in the span [B|1, Q']."""
+    """Query blocks of a search: queries [B, H, Q', R, D], their places [B|1, Q', R], spans [B|1, Q']."""
 
     queries: Tensor
     places: Tensor
@@ -130,7 +130,7 @@ class _Search:
         return _Piece(queries.to(self.wide), places, self.spans[:, start:stop], max(most[start:stop]))
 
     def _sampled(self, start: int, stop: int) -> Tensor:
-        """Every `query_stride`-th row of each block, int64 [B|1, Q', R]; a row more than once in a short one."""
+        """Every `query_stride`-th row of each block, int64 [B|1, Q', R]; in a short one rows repeat."""
         size, stride = self.size, min(self.spec.query_stride, self.size)
         first = (torch.arange(start, stop, device=self.k.device) * size)[None, :, None]
         last = torch.minimum(self.layout.rows[:, None, None], first + size) - 1

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from regard.attention.costs import Costs
-from regard.attention.hip.heads import HiPAttention
+from regard.attention.hip.heads import HiPAttention, module_of
 from regard.attention.registry import Spec, get, mechanism
-from regard.attention.softmax import Softmax
 from regard.errors import RegardError
 
 REPRESENTATIVES = ("center", "first")
@@ -80,8 +79,8 @@ class HiP(Spec):
                 raise RegardError(f"{name} is {value}; it can be at most {of}, which is {most}.")
         if self.window and self.refresh > self.window:
             raise RegardError(
-                f"refresh is {self.refresh}; it can be at most window, which is {self.window}, or tokens would "
-                "be lost between two searches."
+                f"refresh is {self.refresh}; it can be at most window, which is {self.window}, or tokens "
+                "would be lost between two searches."
             )
         if self.sink and not self.window:
             raise RegardError(
@@ -93,7 +92,7 @@ class HiP(Spec):
 
     @property
     def exempt(self) -> dict[str, str]:
-        return dict(self.build().exempt)
+        return dict(module_of(self).exempt)
 
     def build(self, site: Any = None) -> Any:
         """Return the module of one layer: that of `Softmax` in the first `dense_layers` layers.
@@ -102,14 +101,14 @@ class HiP(Spec):
             RegardError: where the model has no more layers than these.
         """
         if site is None or not self.dense_layers:
-            return HiPAttention(self)
+            return module_of(self)
         layers = getattr(getattr(site.module, "config", None), "num_hidden_layers", None)
         if isinstance(layers, int) and layers <= self.dense_layers:
             raise RegardError(
                 f"dense_layers is {self.dense_layers} and the model has {layers} layers, so that none would "
                 "be left for HiP; give dense_layers=0."
             )
-        return Softmax().build(site) if site.layer < self.dense_layers else HiPAttention(self)
+        return get("softmax").build(site) if site.layer < self.dense_layers else module_of(self)
 
     @classmethod
     def of(cls, preset: str, **options: Any) -> HiP:
