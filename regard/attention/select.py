@@ -61,11 +61,17 @@ def top_mask(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     most = int(counts.max()) if counts.numel() else 0
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    ranked = scores.topk(most, -1).values if most * MANY < n else scores.sort(-1, descending=True).values
-    lowest = ranked.gather(-1, (counts - 1).clamp_min(0))
-    above, equal = scores > lowest, scores == lowest
-    left = counts - above.sum(-1, True)
-    chosen = above | (equal & (equal.cumsum(-1) <= left))
+    if isinstance(count, int):
+        lowest = scores.kthvalue(n - most + 1, keepdim=True).values
+    else:
+        ranked = scores.topk(most, -1).values if most * MANY < n else scores.sort(-1, descending=True).values
+        lowest = ranked.gather(-1, (counts - 1).clamp_min(0))
+    chosen = scores >= lowest
+    if int(chosen.sum()) != int(counts.sum()):
+        above = scores > lowest
+        left = counts - above.sum(-1, True)
+        equal = chosen & ~above
+        chosen = above | (equal & (equal.cumsum(-1) <= left))
     return chosen & (counts > 0) & (scores > -torch.inf)
 
 
@@ -95,11 +101,21 @@ def top_k(scores: Tensor, k: int, valid: Tensor | None = None, *, by_score: bool
         found = order[..., :take].masked_fill(ranked[..., :take] == -torch.inf, -1)
     else:
         chosen = top_mask(scores, take)
+        rows = chosen[..., 0].numel() if n else 0
+        if int(chosen.sum()) == take * rows:
+            return _places(chosen, take, k)
         places = torch.where(chosen, torch.arange(n, device=scores.device), n)
         found = places.topk(take, -1, largest=False).values if take * MANY < n else places.sort(-1).values
         found = found[..., :take]
         found = torch.where(found < n, found, -1)
     return torch.nn.functional.pad(found, (0, k - take), value=-1)
+
+
+def _places(chosen: Tensor, take: int, k: int) -> Tensor:
+    """Where bool [..., N] with `take` True in each row is True, int64 [..., k], with -1 at the end."""
+    rows = torch.arange(chosen.shape[:-1].numel(), device=chosen.device).view(*chosen.shape[:-1], 1)
+    found = chosen.flatten().nonzero().view(*chosen.shape[:-1], take) - rows * chosen.shape[-1]
+    return torch.nn.functional.pad(found, (0, k - take), value=-1) if k > take else found
 
 
 def random_scores(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class Lists:
         exist = (keys >= 0) & (keys < self.keys)
         return torch.where(exist, keys, 0), exist
 
-    @property
+    @cached_property
     def _ragged(self) -> bool:
         return self.keys % self.key_block != 0 or bool((self.index < 0).any())
 

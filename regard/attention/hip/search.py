@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from regard.attention.hip.layout import Layout
+from regard.attention.select import top_k
 
 if TYPE_CHECKING:
     from regard.attention.hip.spec import HiP
@@ -147,7 +148,7 @@ class _Search:
             starts = torch.stack([starts, starts + half], -1).flatten(3)
             sizes = torch.stack([half, sizes - half], -1).flatten(3)
             speaks = starts + sizes // 2 if self.spec.representative == "center" else starts
-            kept = self._best(self._scores(piece, speaks).masked_fill_(sizes == 0, -torch.inf))
+            kept = self._best(self._scores(piece, speaks), sizes > 0)
             starts, sizes = (
                 x.expand(self.batch, self.heads, -1, -1).gather(3, kept) for x in (starts, sizes)
             )
@@ -164,7 +165,7 @@ class _Search:
             cells = torch.stack([begin, begin + 1], -1).flatten(3)
             twice = (torch.stack([begin, begin + 1], -1) < end[..., None]).flatten(3)
             scores = self._scores(piece, (cells * spans // finer).clamp(max=spans - 1) + self.first)
-            kept = self._best(scores.masked_fill_(~twice, -torch.inf))
+            kept = self._best(scores, twice)
             cells = cells.expand(self.batch, self.heads, -1, -1).gather(3, kept)
             grid = finer
         return cells + self.first
@@ -194,18 +195,12 @@ class _Search:
         into = self._room[:size].view(-1, self.k.shape[3])
         return torch.index_select(self.flat, 0, at, out=into).to(self.wide)
 
-    def _best(self, scores: Tensor) -> Tensor:
-        """Return the places of the `keep` best scores [B, H, Q', n], ascending; of equal ones the first."""
-        n = scores.shape[3]
-        least = scores.kthvalue(n - self.keep + 1, keepdim=True).values
-        best = scores >= least
-        if int(best.sum()) > self.keep * scores[..., 0].numel():
-            better, equal = scores > least, scores == least
-            room = self.keep - better.sum(-1, keepdim=True)
-            best = better | (equal & (equal.cumsum(-1) <= room))
-        places = best.flatten().nonzero().view(*scores.shape[:3], self.keep)
-        rows = torch.arange(scores[..., 0].numel(), device=scores.device).view(*scores.shape[:3], 1)
-        return places - n * rows
+    def _best(self, scores: Tensor, there: Tensor) -> Tensor:
+        """Return the places of the `keep` best scores [B, H, Q', n], ascending.
+
+        A sequence of a padded batch that is too short to have so many is given all of its span afterwards.
+        """
+        return top_k(scores.masked_fill_(~there, -torch.inf), self.keep).clamp(min=0)
 
 
 def _rounds(size: int) -> int:
