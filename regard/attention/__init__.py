@@ -21,6 +21,17 @@ from regard.attention.moh import (
     moh_attention,
 )
 from regard.attention.multi_head import MultiHeadAttention
+from regard.attention.neighborhood import (
+    Neighborhood,
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+    NeighborhoodGrid,
+    na1d,
+    na2d,
+    na3d,
+    neighborhood_mask,
+)
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
@@ -57,6 +68,11 @@ __all__ = [
     "MixtureOfHeads",
     "MoHAttention",
     "MultiHeadAttention",
+    "Neighborhood",
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
+    "NeighborhoodGrid",
     "NeuralMemory",
     "NormalizedAttention",
     "Similarity",
@@ -77,4 +93,8 @@ __all__ = [
     "lightning_attention",
     "mechanism",
     "moh_attention",
+    "na1d",
+    "na2d",
+    "na3d",
+    "neighborhood_mask",
 ]  # fmt: skip
