@@ -3,7 +3,7 @@
 from regard.attention.landmark.call import landmark_attention, landmark_gates
 from regard.attention.landmark.groups import grouped_softmax
 from regard.attention.landmark.memory_spec import LandmarkMemory
-from regard.attention.landmark.model import Landmarks, add_landmark_token
+from regard.attention.landmark.model import LandmarkReader, Landmarks, add_landmark_token
 from regard.attention.landmark.spec import Landmark
 from regard.attention.landmark.tokens import (
     LandmarkText,
@@ -15,6 +15,7 @@ from regard.attention.landmark.tokens import (
 __all__ = [
     "Landmark",
     "LandmarkMemory",
+    "LandmarkReader",
     "LandmarkText",
     "Landmarks",
     "add_landmark_token",

@@ -76,6 +76,10 @@ class Landmarks:
         finally:
             hook.remove()
 
+    def reader(self, model: nn.Module) -> LandmarkReader:
+        """Return a model from ids without landmarks to logits, as `regard.objectives.train` takes one."""
+        return LandmarkReader(self, model)
+
     def logits(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Return the logits at each token of ids int64 [B, T], [B, T, V]: landmarks put in, and taken out.
 
@@ -158,6 +162,26 @@ class Landmarks:
                 f"the landmark is token {self.id}, and the model has {rows} tokens, 0 to {rows - 1}; "
                 "add_landmark_token makes room for it."
             )
+
+
+class LandmarkReader(nn.Module):
+    """A language model that puts landmarks in itself, and gives logits of the other tokens alone.
+
+    The token before a landmark predicts the one after it, and what a landmark predicts is left out: the
+    paper's objective is the next-token loss of this.
+
+    Args:
+        marks: its landmarks.
+        model: from ids int64 [B, T] with landmarks to logits [B, T, V], or an object with `.logits`.
+    """
+
+    def __init__(self, marks: Landmarks, model: nn.Module) -> None:
+        super().__init__()
+        self.marks, self.model = marks, model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return logits [B, T, V] of ids int64 [B, T]."""
+        return self.marks.logits(self.model, ids)
 
 
 def add_landmark_token(model: Any, tokenizer: Any, *, block: int = 64, token: str = TOKEN) -> Landmarks:
