@@ -28,7 +28,7 @@ SIZES = {"lm_benchmark": (4, 8, 512, 128, 51), "llama": (1, 32, 512, 128, 64), "
 SMALL = {"lm_benchmark": (1, 2, 102, 16, 51)}
 HEADS, KV_HEADS, WIDTH, BLOCK, TOP = 9, 3, 64, 64, 4
 PARTS = ("train", "decode", "read")
-OFFICIAL_LENGTH = 1024
+OFFICIAL_LENGTH, LONG = 1024, 16384
 
 
 def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
@@ -44,7 +44,7 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     if "decode" in options.parts:
         rows += [_decode(n, rounds) for n in lengths]
     if "read" in options.parts:
-        rows += [_read(n, min(rounds, 3)) for n in lengths[:1]]
+        rows += [_read(n, 1 if n > LONG else min(rounds, 3)) for n in lengths]
     return rows
 
 

@@ -37,7 +37,7 @@ class Size:
     """Seeds of each part, steps, what is asked, and whether a tiny model takes the place of SmolLM2."""
 
     seeds: int = 3
-    steps: int = 1000
+    steps: int = 3000
     asked: int = 32
     blocks: tuple[int, ...] = BLOCKS
     language_steps: int = 250

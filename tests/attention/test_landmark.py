@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import regard.attention.landmark.fast as fast
+import regard.attention.landmark.read as read
 from regard.attention import Context, Landmark, LandmarkMemory, MultiHeadAttention, landmark_attention
 from regard.attention.landmark import (
     grouped_softmax,
@@ -204,6 +205,15 @@ def test_dropout_acts_on_the_final_weights():
     found = Landmark(3).build()(q, k, torch.eye(9)[None, None], dataclasses.replace(ctx, dropout=0.5))
     weights = Landmark(3).build().matrix(q, k)
     assert ((found - 2 * weights).abs() < 1e-5).logical_or(found == 0).all() and (found == 0).sum() > 40
+
+
+def test_all_ways_to_read_blocks_agree():
+    q, keys, values = torch.randn(2, 4, 9, 3, 8), torch.randn(2, 2, 6, 5, 8), torch.randn(2, 2, 6, 5, 7)
+    far, chosen = read.Far(keys[:, :, :, -1], keys, values), torch.randint(6, (2, 4, 9, 3))
+    expected = read._fetched(q, chosen, far)
+    for way in (read._sorted, read._listed):
+        for found, wanted in zip(way(q, chosen, far), expected, strict=True):
+            near(found, wanted, 1e-5)
 
 
 Q, NONE = torch.zeros(1, 1, 6, 4), torch.zeros(6, dtype=torch.bool)
