@@ -224,7 +224,7 @@ class LandmarkAttention(Study):
         from regard.studies.landmark_attention_language import subject, tune
 
         size = self.size
-        model, tokenizer, data = tiny() if size.tiny else subject()
+        model, tokenizer, data = subject(size.tiny)
         return tune(model, tokenizer, data, size.tuning_steps, size.windows, self.seed, self.tick)
 
     def measure(self, results: Results) -> Mapping[str, Sequence[float]]:
@@ -264,20 +264,6 @@ class LandmarkAttention(Study):
         from regard.studies.landmark_attention_picture import draw
 
         draw(outcome, figure)
-
-
-def tiny() -> tuple[Any, Any, Any]:
-    """Return a tiny random Llama with a tokenizer, and the novels, for a quick run."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from regard.tasks.corpus import packaged
-
-    data = packaged(512)
-    config = LlamaConfig(
-        vocab_size=data.vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=data.tokenizer), data
 
 
 def exactness() -> dict[str, float]:

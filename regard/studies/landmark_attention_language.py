@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regard.attention import Landmark, SlidingWindow, add_landmark_token
 from regard.attention.landmark import Landmarks
 from regard.models.decoder import Decoder
+from regard.models.tiny_llama import tiny_llama
 from regard.objectives.language import evaluate, logits_of, train
 from regard.studies.landmark_attention_parts import attending, memory
 from regard.tasks.corpus import Corpus, novels, packaged
@@ -81,8 +82,11 @@ def late_loss(model: nn.Module, rows: Tensor, first: int) -> float:
     return float(torch.stack(found).mean())
 
 
-def subject() -> tuple[nn.Module, Any, Corpus]:
-    """Return SmolLM2, its tokenizer, and the novels in its tokens."""
+def subject(tiny: bool) -> tuple[nn.Module, Any, Corpus]:
+    """Return SmolLM2, or a tiny random model in its place, its tokenizer, and the novels in its tokens."""
+    if tiny:
+        data = packaged(VOCABULARY)
+        return *tiny_llama(data), data
     load: Any = import_module("regard").load
     model, tokenizer = load()
     parts = [text[:200_000] for text in novels().values()], [text[-30_000:] for text in novels().values()]

@@ -135,4 +135,7 @@ def test_what_decoding_keeps_grows_with_the_length_only_where_that_is_declared(n
     made = layer(HELD[name])
     short, long = (made.step(given(made, length))[1].numbers() for length in (8, 16))
     assert short > 0
+    if costs.step_memory.startswith("min("):
+        assert short < long < 2.5 * short, "no growth up to the bound"
+        return
     assert long == (short if "T" not in costs.step_memory.split() else 2 * short)

@@ -47,7 +47,7 @@ class LandmarkMemory(Spec):
 
     module: ClassVar = LandmarkMemoryHeads
     costs: ClassVar = Costs(
-        time="T (m + k L) D", memory="L^2 + k L D", step_time="(m + k L) D", step_memory="m L D"
+        time="T (m + k L) D", memory="L^2 + k L D", step_time="(m + k L) D", step_memory="min(T, m L) D"
     )
     use: ClassVar = "inference"
     block: int = 64
