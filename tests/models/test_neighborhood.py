@@ -39,12 +39,12 @@ def small(**options):
 
 def theirs(**options):
     torch.manual_seed(1)
-    config = DinatConfig(**SIZES, num_labels=5, **options)
+    config = DinatConfig(**SIZES, num_labels=5, initializer_range=0.1, **options)
     model = DinatForImageClassification(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "rpb" in name or "bias" in name:
-                weight.normal_()
+                weight.normal_(std=3.0 if "rpb" in name else 1.0)
     return model
 
 
@@ -52,7 +52,7 @@ def theirs(**options):
 @pytest.mark.parametrize("size", [(48, 40), (20, 33)])
 def test_it_is_the_dinat_of_transformers_when_that_works(scale, size):
     """Their tokens, levels, norms and padding with our attention, and all ours, give the same."""
-    images = torch.randn(2, 3, *size)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with serve_dinat(), torch.no_grad():
         model = theirs(layer_scale_init_value=scale)
         expected = model(images, output_attentions=True)
@@ -67,7 +67,7 @@ def test_it_is_the_dinat_of_transformers_when_that_works(scale, size):
         for name, weight in ours.named_parameters():
             if "rpb" in name:
                 weight.zero_()
-        assert (ours(images).logits - expected.logits).abs().max() > 1e-4, "the bias is used"
+        assert (ours(images).logits - expected.logits).abs().max() > 1e-2, "the bias is used"
 
 
 def test_without_serving_transformers_refuses_and_after_it_is_as_before():
