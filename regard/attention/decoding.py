@@ -31,7 +31,7 @@ class DecodeState:
         return chosen
 
     def numbers(self) -> int:
-        """Return how many numbers it holds."""
+        """Return how many numbers it holds, besides the counts of positions and which are padding."""
         return _count(self.inner)
 
 
@@ -49,6 +49,8 @@ def _chosen(state: Any, index: Tensor) -> Any:
 def _count(state: Any) -> int:
     if isinstance(state, Tensor):
         return state.numel()
+    if isinstance(state, DecodeState):
+        return state.numbers()
     if is_dataclass(state) and not isinstance(state, type):
         return sum(_count(getattr(state, f.name)) for f in fields(state))
     return sum(map(_count, state)) if isinstance(state, tuple) else 0

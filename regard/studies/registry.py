@@ -1,6 +1,7 @@
 """The studies by name, for the command line, the tests and the docs.
 
-A study's file imports nothing heavy at its top, so that all of them can be listed at once.
+A study's file imports nothing heavy at its top, so that all of them can be listed at once. What it is made
+of may: files whose names end as in `PARTS` are imported by their study alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from regard.errors import RegardError
 from regard.studies.base import Study, check_study
 
 STUDIES: dict[str, type[Study]] = {}
+PARTS = ("_parts", "_language", "_picture")
 Kind = TypeVar("Kind", bound=type[Study])
 
 
@@ -37,11 +39,12 @@ def study(slug: str) -> Callable[[Kind], Kind]:
 
 
 def all_studies() -> dict[str, type[Study]]:
-    """Import every file of this folder and return the studies by name, in alphabetical order."""
+    """Import every study of this folder and return the studies by name, in alphabetical order."""
     import regard.studies
 
     for module in pkgutil.iter_modules(regard.studies.__path__, "regard.studies."):
-        importlib.import_module(module.name)
+        if not module.name.endswith(PARTS):
+            importlib.import_module(module.name)
     return dict(sorted(STUDIES.items()))
 
 
