@@ -221,7 +221,8 @@ class LandmarkAttention(Study):
 
     def tune(self) -> dict[str, list[float]]:
         """Fine-tune SmolLM2 with landmarks for a few steps; return losses before, after and without."""
-        from regard.studies.landmark_attention_language import subject, tune
+        from regard.studies.landmark_attention_language import tune
+        from regard.studies.texts import subject
 
         size = self.size
         model, tokenizer, data = subject(size.tiny)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from regard.attention import Landmark, SlidingWindow, add_landmark_token
 from regard.attention.landmark import Landmarks
 from regard.models.decoder import Decoder
-from regard.models.tiny_llama import tiny_llama
-from regard.objectives.language import evaluate, logits_of, train
+from regard.objectives.language import evaluate, train
 from regard.studies.landmark_attention_parts import attending, memory
-from regard.tasks.corpus import Corpus, novels, packaged
+from regard.studies.texts import VOCABULARY, late_loss, windows
+from regard.tasks.corpus import Corpus, packaged
 
 if TYPE_CHECKING:
     from regard.studies.landmark_attention import Size
 
-VOCABULARY, DIM, LAYERS, HEADS, BATCH = 512, 128, 2, 4, 8
+DIM, LAYERS, HEADS, BATCH = 128, 2, 4, 8
 BLOCK, TOP, TUNED_BLOCK = 32, 4, 64
 Tick = Callable[[float], None]
 
@@ -63,35 +61,6 @@ def language(size: Size, seed: int, tick: Tick) -> dict[str, float]:
 
 def _half(tick: Tick, number: int, done: float) -> None:
     tick(0.45 * (number + done))
-
-
-def windows(tokens: Tensor, length: int, count: int) -> Tensor:
-    """Return `count` evenly spread windows of length + 1 tokens."""
-    step = (len(tokens) - length - 1) // max(1, count)
-    return torch.stack([tokens[i * step : i * step + length + 1] for i in range(count)])
-
-
-@torch.no_grad()
-def late_loss(model: nn.Module, rows: Tensor, first: int) -> float:
-    """Return the mean next-token loss of what stands after the first tokens of each row."""
-    model.eval()
-    found = []
-    for row in rows:
-        logits = logits_of(model, row[None, :-1])[0, first:]
-        found.append(F.cross_entropy(logits.float(), row[1 + first :]))
-    return float(torch.stack(found).mean())
-
-
-def subject(tiny: bool) -> tuple[nn.Module, Any, Corpus]:
-    """Return SmolLM2, or a tiny random model in its place, its tokenizer, and the novels in its tokens."""
-    if tiny:
-        data = packaged(VOCABULARY)
-        return *tiny_llama(data), data
-    load: Any = import_module("regard").load
-    model, tokenizer = load()
-    parts = [text[:200_000] for text in novels().values()], [text[-30_000:] for text in novels().values()]
-    ids, rest = (torch.tensor([i for text in texts for i in tokenizer(text).input_ids]) for texts in parts)
-    return model, tokenizer, Corpus(ids, rest, len(tokenizer))
 
 
 def tune(

@@ -9,9 +9,9 @@ from regard.attention import Landmark
 from regard.studies import find_study, read_outcome, run
 from regard.studies.base import by_name
 from regard.studies.landmark_attention import BLOCKS, exactness
-from regard.studies.landmark_attention_language import late_loss, windows
 from regard.studies.landmark_attention_parts import Finder, attending, memory
 from regard.studies.picture import have_matplotlib
+from regard.studies.texts import late_loss, windows
 from regard.studies.verdict import judge
 from regard.tasks.tagged import LANDMARK, QUESTION, Tagged
 
