@@ -63,7 +63,7 @@ class CausalMask(Mask):
         super().__init__(queries, keys)
         self.shift = shift
         self.device = device
-        self._hidden: dict[tuple[int, int, int], Tensor] = {}
+        self._most: dict[tuple[int, int, int], Tensor] = {}
 
     def bounds(self, start: int, stop: int) -> tuple[int, int]:
         return 0, min(self.keys, max(1, stop + self.shift))
@@ -80,12 +80,14 @@ class CausalMask(Mask):
         if corner >= last:
             return scores
         key = (stop - start, corner - start, last - corner)
-        if key not in self._hidden:
+        if key not in self._most:
             mask = self.rows(start, stop, corner, last)
             if mask is None:
                 return scores
-            self._hidden[key] = ~mask.to(scores.device)
-        scores[..., corner - first :].masked_fill_(self._hidden[key], MASKED)
+            most = scores.new_full(mask.shape, torch.inf)
+            self._most[key] = most.masked_fill_(~mask.to(scores.device), MASKED)
+        # Several times faster than masked_fill_.
+        scores[..., corner - first :].clamp_max_(self._most[key])
         return scores
 
     def for_sdpa(self) -> tuple[Tensor | None, bool]:

@@ -10,9 +10,9 @@ blocks are kept, as O(B * H * T * S), unless the caller checkpoints.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.engines import stats
+from regard.engines.buffers import Buffers
 from regard.engines.masks import Mask
 from regard.engines.products import Operand, even_pieces
 
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 2**28}
 MIN_ROWS, MAX_ROWS = 16, 128
-SCRATCH = 2**20
 
 
 @dataclass(eq=False)
@@ -102,8 +102,7 @@ class RowBlock:
         self._weights: Tensor | None = None
         self._pristine = True
         self._memo: dict[str, Any] = {}
-        self._scratch: Tensor | None = None
-        self._out: Tensor | None = None
+        self._buffers: Buffers | None = None
         self._values: Operand | None = None
         self.query_positions: Tensor = torch.empty(0)
         self.key_positions: Tensor = torch.empty(0)
@@ -164,7 +163,7 @@ class RowBlock:
         if not self._pristine:
             return stats.entropy(self.weights)
         whole = self.call is not None and self.call.sink_logits is None
-        return stats.softmax_entropy(self.scores, self.weights, self.logsumexp, self._scratch, whole)
+        return stats.softmax_entropy(self.scores, self.weights, self.logsumexp, whole)
 
     def set_softmax(self, weights: Tensor) -> None:
         """Set `weights` to the softmax of `scores`: statistics may then use both."""
@@ -187,33 +186,9 @@ def softmax(x: AttentionInputs, block: RowBlock) -> None:
         rows = sinks if sinks.shape[2] == 1 else sinks[:, :, block.start : block.stop]
         column = rows.float().expand(*scores.shape[:3], 1)
         block.set_softmax(torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1])
-    elif block._out is not None:
-        block.set_softmax(torch.softmax(scores, -1, out=block._out))
     else:
-        block.set_softmax(torch.softmax(scores, -1))
-
-
-@dataclass
-class _Buffers:
-    """Memory that blocks share; nothing where autograd must keep every block.
-
-    Later blocks see more keys, so what is as large as a block's scores is made for `largest` elements from
-    the start.
-    """
-
-    reuse: bool
-    device: torch.device
-    largest: int
-    store: dict[Any, Tensor]
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
-        if not self.reuse:
-            return None
-        size, key = math.prod(shape), (name, dtype, self.device)
-        if key not in self.store or self.store[key].numel() < size:
-            room = max(size, self.largest) if name in ("scores", "weights") else size
-            self.store[key] = torch.empty(room, dtype=dtype, device=self.device)
-        return self.store[key][:size].view(shape)
+        out = None if block._buffers is None else block._buffers.get("weights", tuple(scores.shape))
+        block.set_softmax(torch.softmax(scores, -1, out=out))
 
 
 def row_blocks(
@@ -244,19 +219,17 @@ def row_blocks(
     if reuse is None:
         reuse = not (torch.is_grad_enabled() and _needs_grad(x))
     largest = _largest(x, batch * count, first_row, last_row, block_rows)
-    buffers = _Buffers(reuse, q.device, largest, {} if memory is None else memory)
-    keys = Operand(k.reshape(batch * (count // group), k.shape[2], k.shape[3]))
-    values = _values(x, heads)
+    store = {} if memory is None else memory
+    buffers = Buffers(reuse, q.device, store, {"scores": largest, "weights": largest})
+    keys = Operand(k.reshape(batch * (count // group), k.shape[2], k.shape[3]), partial(buffers.get, "keys"))
+    values = Operand(_values(x, heads), partial(buffers.get, "values"))
     start = first_row
     while start < last_row:
         stop = min(last_row, start + (block_rows or _fitting(x, start, batch * count)))
         first, last = x.mask.bounds(start, stop)
         block = RowBlock(start, stop, first, last)
         block.heads = heads
-        shape = (batch, count, stop - start, last - first)
-        block._scratch = buffers.get("scratch", (max(SCRATCH, (stop - start) * (last - first)),))
-        block._out = buffers.get("weights", shape)
-        block._values = values
+        block._buffers, block._values = buffers, values
         block.scores = _scores(x, q, keys, group, block, buffers)
         yield block
         start = stop
@@ -294,7 +267,7 @@ def _select(x: AttentionInputs, heads: Tensor | None) -> tuple[Tensor, Tensor, i
 
 
 def _scores(
-    x: AttentionInputs, q: Tensor, keys: Operand, group: int, block: RowBlock, buffers: _Buffers
+    x: AttentionInputs, q: Tensor, keys: Operand, group: int, block: RowBlock, buffers: Buffers
 ) -> Tensor:
     batch, heads, _, dim = q.shape
     rows, width = block.stop - block.start, block.key_stop - block.key_start
@@ -328,23 +301,39 @@ def _slice(bias: Tensor, block: RowBlock) -> Tensor:
     return bias[..., block.key_start : block.key_stop]
 
 
-def mix(x: AttentionInputs, block: RowBlock) -> Tensor:
-    """Return the head outputs of a block, [B, H', R, Dv], in the dtype of the values."""
+def mix(x: AttentionInputs, block: RowBlock, out: Tensor | None = None) -> Tensor:
+    """Return the head outputs of a block, [B, H', R, Dv], in the dtype of the values.
+
+    Args:
+        out: contiguous memory for them.
+    """
     weights = F.dropout(block.weights, x.dropout) if x.dropout else block.weights
     batch, heads, rows, width = weights.shape
-    values = block._values or _values(x, block.heads)
+    values = block._values or Operand(_values(x, block.heads))
     matrices = len(values.times(1))
     long = batch * heads // matrices * rows
     pieces = 1 if torch.is_grad_enabled() else even_pieces(matrices, long, weights.device)
     right = values.times(pieces)[:, block.key_start : block.key_stop]
-    out = torch.bmm(weights.to(right.dtype).reshape(matrices * pieces, long // pieces, width), right)
-    return out.view(batch, heads, rows, -1)
+    flat = None if out is None else out.view(matrices * pieces, long // pieces, -1)
+    left = weights.to(right.dtype).reshape(matrices * pieces, long // pieces, width)
+    return torch.bmm(left, right, out=flat).view(batch, heads, rows, -1)
 
 
-def _values(x: AttentionInputs, heads: Tensor | None) -> Operand:
+def mix_into(out: Tensor, x: AttentionInputs, block: RowBlock) -> None:
+    """Write the head outputs of a block to its heads and rows of `out`, [B, H, T, Dv]."""
+    shape = (*block.weights.shape[:3], out.shape[3])
+    room = None if block._buffers is None else block._buffers.get("outputs", shape, x.v.dtype)
+    part, rows = mix(x, block, room), slice(block.start, block.stop)
+    if block.heads is None:
+        out[:, :, rows] = part
+    else:
+        out[:, block.heads, rows] = part
+
+
+def _values(x: AttentionInputs, heads: Tensor | None) -> Tensor:
     """The values that some heads mix, [B * Hkv or B * H', S, Dv]."""
     v = x.v if heads is None else x.v.index_select(1, heads // (x.heads // x.kv_heads))
-    return Operand(v.reshape(-1, *v.shape[2:]))
+    return v.reshape(-1, *v.shape[2:])
 
 
 def attend(x: AttentionInputs) -> Tensor:

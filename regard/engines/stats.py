@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 TRUSTED = 1e-12
+LONG = 400
 
 
 def column_sum(weights: Tensor, valid_rows: Tensor | None = None) -> Tensor:
@@ -15,10 +16,8 @@ def column_sum(weights: Tensor, valid_rows: Tensor | None = None) -> Tensor:
         valid_rows: bool [B, R], rows to count; default all.
     """
     if valid_rows is None:
-        keep = weights.new_ones(()).expand(weights.shape[0], weights.shape[1], 1, weights.shape[2])
-    else:
-        keep = valid_rows.to(weights.dtype)[:, None, None, :]
-    return torch.matmul(keep, weights)[:, :, 0]
+        return weights.sum(2)
+    return torch.matmul(valid_rows.to(weights.dtype)[:, None, None, :], weights)[:, :, 0]
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -44,39 +43,23 @@ def logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     return scores.amax(-1) - weights.amax(-1).clamp_min(torch.finfo(weights.dtype).tiny).log()
 
 
-def softmax_entropy(
-    scores: Tensor,
-    weights: Tensor,
-    lse: Tensor,
-    scratch: Tensor | None = None,
-    rows_sum_to_one: bool = False,
-) -> Tensor:
+def softmax_entropy(scores: Tensor, weights: Tensor, lse: Tensor, rows_sum_to_one: bool = False) -> Tensor:
     """Return the entropy of weights = exp(scores - lse) without a logarithm a weight, [B, H, R].
 
     -sum w log w = lse * sum w - sum w * scores. Accurate to about 1e-6 times the largest score.
 
     Args:
-        scratch: memory to work in, room for at least the R * K numbers of one head.
         rows_sum_to_one: whether no sink logit takes a share.
     """
-    if scratch is None or (torch.is_grad_enabled() and weights.requires_grad):
-        mean_score = (weights * scores).sum(-1)
-    else:
-        mean_score = _row_products(weights, scores, scratch)
-    return lse * (1.0 if rows_sum_to_one else weights.sum(-1)) - mean_score
+    return lse * (1.0 if rows_sum_to_one else weights.sum(-1)) - _row_products(weights, scores)
 
 
-def _row_products(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """Return sum_k a_k b_k of each row of [B, H, R, K], a few heads at a time, so that they stay in cache."""
-    shape, size = a.shape[:3], a.shape[2] * a.shape[3]
-    a, b, memory = a.flatten(0, 1), b.flatten(0, 1), scratch.flatten()
-    out = a.new_empty(a.shape[:2])
-    step = max(1, len(memory) // max(1, size))
-    for head in range(0, len(a), step):
-        part = a[head : head + step]
-        product = torch.mul(part, b[head : head + step], out=memory[: part.numel()].view(part.shape))
-        torch.sum(product, -1, out=out[head : head + step])
-    return out.view(shape)
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return sum_k a_k b_k of each row of [B, H, R, K], without a product in memory where rows are long."""
+    keys = a.shape[-1]
+    if keys < LONG:
+        return torch.linalg.vecdot(a, b)
+    return torch.bmm(a.reshape(-1, 1, keys), b.reshape(-1, keys, 1)).view(a.shape[:-1])
 
 
 def row_sum(weights: Tensor) -> Tensor:

@@ -205,6 +205,11 @@ def head_table(
     return cast(Kind, kind.from_columns(values, about={**said, **(about or {})}))
 
 
+def accumulate(state: dict[str, Any], name: str, value: Tensor) -> None:
+    """Add `value` to `state[name]`, which may become it: it must not be changed later."""
+    state[name] = state[name] + value if name in state else value
+
+
 def first_real(call: Call) -> Tensor:
     """Return the array index of each sequence's first real key of this call, int64 [B]."""
     if call.valid_keys is not None and call.pad_left is None:

@@ -20,7 +20,7 @@ from regard.engines.rows import RowBlock
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
 from regard.lens.sentences import head
-from regard.lens.visible import Visible, visible
+from regard.lens.visible import Visible, once, visible
 from regard.runtime.call import Call
 from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
@@ -44,13 +44,11 @@ class Entropy(RowMeans):
 
     def total(self, call: Call, parts: list[tuple[Tensor, Visible]]) -> tuple[Tensor, Tensor]:
         entropy = torch.cat([part for part, _ in parts], -1)
-        seen = parts[-1][1].keys[:, : entropy.shape[-1]]
-        keep = torch.ones_like(seen) if call.valid_queries is None else call.valid_queries.to(seen.dtype)
-        several = keep * (seen > 1)
-        share = several / seen.clamp_min(2).log()
-        rows = torch.stack(torch.broadcast_tensors(keep, share, several))
-        rows = rows.expand(-1, entropy.shape[0], -1)
-        return torch.einsum("bhr,cbr->ch", entropy, rows[:2]), rows[::2].sum((1, 2))[:, None]
+        batch, _, length = entropy.shape
+        factors, counts = once(
+            call, ("entropy", length), lambda: _factors(call, parts[-1][1].keys[:, :length], batch)
+        )
+        return torch.matmul(entropy, factors).sum(0).T, counts
 
     @classmethod
     def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
@@ -62,3 +60,16 @@ class Entropy(RowMeans):
         )
         said += f"the most even is {head(high[0])}, at {high[0][2]:.0%}."
         return (Finding(said, (low[0][:2], high[0][:2]), "entropy"),)
+
+
+def _factors(call: Call, seen: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Return what each row's entropy counts for, [B, T, 2], plainly and normalised, and of how many, [2, 1].
+
+    Args:
+        seen: how many keys each row sees, [B|1, T].
+    """
+    keep = torch.ones_like(seen) if call.valid_queries is None else call.valid_queries.to(seen.dtype)
+    several = keep * (seen > 1)
+    factors = torch.stack(torch.broadcast_tensors(keep, several / seen.clamp_min(2).log()), -1)
+    counts = torch.stack([x.expand(batch, -1).sum() for x in (keep, several)])[:, None]
+    return factors.expand(batch, -1, -1), counts

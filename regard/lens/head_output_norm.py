@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regard.lens.base import Measure, head_table
-from regard.lens.projected import head_factors, projected_norms
+from regard.lens.projected import projected_norms
 from regard.lens.registry import lens
 from regard.lens.sentences import largest
 from regard.runtime.anatomy import Anatomy
@@ -43,7 +43,7 @@ class HeadOutputNorm(Measure):
 
     def head_outputs(self, call: Call) -> None:
         assert call.head_outputs is not None
-        norms = projected_norms(call.head_outputs, head_factors(self.anatomy(), call))
+        norms = projected_norms(call.head_outputs, self.anatomy(), call)
         count: float = norms.shape[0] * norms.shape[2]
         if call.valid_queries is not None:
             norms = norms * call.valid_queries[:, None]

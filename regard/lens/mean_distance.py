@@ -21,6 +21,7 @@ from regard.lens.base import RowMeans
 from regard.lens.columns import call_columns
 from regard.lens.registry import lens
 from regard.lens.sentences import largest
+from regard.lens.visible import once
 from regard.runtime.call import Call
 from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
@@ -63,12 +64,18 @@ class MeanDistance(RowMeans):
         if not call.causal:
             return torch.stack([part for _, part in parts]).sum((0, 1))[None], rows.sum(-1)[None]
         columns = parts[-1][1].sum(0).double()
-        queries = torch.arange(rows.shape[-1], device=rows.device, dtype=rows.dtype)
-        keys = torch.arange(columns.shape[-1], device=rows.device, dtype=rows.dtype)
-        keys += call.kv_offset - call.q_offset
+        queries, keys = once(call, "places", lambda: _places(call, rows.device))
+        queries = queries[: rows.shape[-1]]
         return (rows @ queries - columns @ keys)[None], rows.sum(-1)[None]
 
     @classmethod
     def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
         words = "The head that looks furthest is {}, {} tokens away on average"
         return largest(result, "distance", words, "mean-distance")
+
+
+def _places(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where the rows and the keys of a call stand, float64 [T] and [S], counted from its first row."""
+    queries = torch.arange(call.query_length, device=device, dtype=torch.float64)
+    keys = torch.arange(call.key_length, device=device, dtype=torch.float64)
+    return queries, keys + (call.kv_offset - call.q_offset)

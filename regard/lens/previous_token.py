@@ -20,7 +20,7 @@ from regard.errors import RegardError
 from regard.lens.base import RowMeans
 from regard.lens.registry import lens
 from regard.lens.sentences import strongest
-from regard.lens.visible import Visible, mask_key, per_forward, visible, visible_part
+from regard.lens.visible import Visible, mask_key, once, per_forward, visible, visible_part
 from regard.runtime.call import Call
 from regard.runtime.findings import Finding
 from regard.runtime.head_table import HeadTable
@@ -63,17 +63,22 @@ class PreviousToken(RowMeans):
 
     def total(self, call: Call, parts: list[tuple[Tensor, Visible]]) -> tuple[Tensor, Tensor]:
         score = torch.stack([part for part, _ in parts]).sum(0)
-        keep = call.query_positions >= self.offset
-        if (seen := _seen(call, self.offset)) is not None:
-            keep = keep & seen
-        keep = keep if call.valid_queries is None else keep & call.valid_queries
-        even = (keep / parts[-1][1].keys.clamp_min(1)).expand(call.q.shape[0], -1).sum()
-        count = keep.expand(call.q.shape[0], -1).sum()
+        even, count = once(call, ("even", self.offset), lambda: _even(call, self.offset, parts[-1][1].keys))
         return torch.stack([score, even.expand_as(score)]), count.expand(2)[:, None]
 
     @classmethod
     def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
         return strongest(result, "the token just before", "previous-token")
+
+
+def _even(call: Call, offset: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the score of rows that are even over the keys they see, [B|1, T], and how many rows count."""
+    keep = call.query_positions >= offset
+    if (back := _seen(call, offset)) is not None:
+        keep = keep & back
+    keep = keep if call.valid_queries is None else keep & call.valid_queries
+    keep = keep.expand(call.q.shape[0], -1)
+    return (keep / seen.clamp_min(1)).sum(), keep.sum()
 
 
 def _seen(call: Call, offset: int) -> Tensor | None:

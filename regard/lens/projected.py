@@ -14,12 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regard.engines.buffers import Buffers
 from regard.errors import ShapeMismatch
+from regard.lens.visible import per_forward
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
 
 ROWS = 1024
 _FACTORS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def _known_factors(anatomy: Anatomy, call: Call) -> Tensor:
+    """Return the factors of a call's site, looked up once a forward."""
+    store, key = per_forward(call.run), ("factors", call.site.alias)
+    if key not in store:
+        store[key] = head_factors(anatomy, call)
+    return store[key]
 
 
 def head_factors(anatomy: Anatomy, call: Call) -> Tensor:
@@ -49,19 +59,27 @@ def _factors(weight: Tensor) -> Tensor:
     return torch.linalg.qr(weight.detach().float().transpose(0, 1), mode="r").R.transpose(1, 2)
 
 
-def projected_norms(x: Tensor, factors: Tensor) -> Tensor:
-    """Return || W_h x || of every head, float32 [B, H, T].
+def projected_norms(x: Tensor, anatomy: Anatomy, call: Call) -> Tensor:
+    """Return || W_h x || of every head of a call's site, float32 [B, H, T].
 
     Args:
-        x: [B, H or Hkv, T, Dv]; with fewer heads than `factors`, each serves a group of query heads.
-        factors: [H, Dv, r], of `head_factors`.
+        x: [B, H or Hkv, T, Dv]; where it has fewer heads than the site, each serves a group of query heads.
+        anatomy: of the model.
+        call: the call that x is of.
+
+    Raises:
+        UnsupportedModel, ShapeMismatch: as `head_factors`.
     """
+    factors = _known_factors(anatomy, call)
     batch, own, length, dim = x.shape
     group = len(factors) // own
     beside = factors.unflatten(0, (own, group)).transpose(1, 2).reshape(own, dim, -1)
+    buffers = Buffers(not torch.is_grad_enabled(), x.device, call.run.memory)
     out = torch.empty(batch, own, group, length, device=x.device)
     for start in range(0, length, ROWS):
-        mapped = torch.matmul(x[:, :, start : start + ROWS].float(), beside)
+        part = x[:, :, start : start + ROWS].float()
+        shape = (batch, own, part.shape[2], beside.shape[2])
+        mapped = torch.matmul(part, beside, out=buffers.get("projected", shape))
         norms = torch.linalg.vector_norm(mapped.unflatten(-1, (group, -1)), dim=-1)
         out[..., start : start + ROWS] = norms.transpose(2, 3)
     return out.flatten(1, 2)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import NothingObserved, RegardError
-from regard.lens.base import Place, SequenceLens
+from regard.lens.base import Place, SequenceLens, accumulate
 from regard.lens.registry import lens
 from regard.lens.sentences import layer, size
 from regard.lens.valid import tokens_before, valid_positions
@@ -152,36 +152,34 @@ class ResidualNorm(SequenceLens):
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         if "seen" not in state:
             state["seen"] = tokens_before(run, kind, len(norms)).to(x.device)
-            state["first"], state["others"], state["count"] = (norms.new_zeros(len(norms)) for _ in range(3))
             state["largest"] = norms.new_full((len(norms),), -1.0)
             state["at"] = torch.zeros_like(state["seen"])
-            state["begun"] = torch.zeros_like(state["seen"], dtype=torch.bool)
         tokens = _tokens(run, kind, state["seen"], norms)
-        first, others = torch.matmul(norms[:, None], tokens.shares)[:, 0].unbind(1)
-        state["first"] += first
-        state["begun"] |= tokens.begins
-        state["others"] += others
-        state["count"] += tokens.others
+        accumulate(state, "sums", torch.matmul(norms[:, None], tokens.shares)[:, 0])
+        accumulate(state, "rows", tokens.rows)
         largest, index = norms.masked_fill(tokens.out, -1.0).max(1)
         place = tokens.positions.gather(1, index[:, None])[:, 0]
         state["at"] = torch.where(largest > state["largest"], place, state["at"])
         state["largest"] = torch.maximum(state["largest"], largest)
-        state["seen"] += tokens.real
+        accumulate(state, "seen", tokens.real)
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
         if "seen" not in state:
             return
-        some = (state["count"] > 0).cpu()
-        found = {name: state[name].cpu().double()[some] for name in ("first", "others", "count", "largest")}
-        count, begun = float(some.sum()), state["begun"].cpu()[some]
-        tally.mean(place, "first", found["first"].sum(), float(begun.sum()))
-        tally.mean(place, "others", (found["others"] / found["count"]).sum(), count)
-        tally.mean(place, "largest", found["largest"].sum(), count)
-        tally.mean(place, "peak", (found["first"] / found["largest"]).sum(), float(begun.sum()))
+        rows = state["rows"].cpu().double()
+        some = rows[:, 1] > 0
+        first, others = state["sums"].cpu().double()[some].unbind(1)
+        begun, others_count = rows[some].unbind(1)
+        largest = state["largest"].cpu().double()[some]
+        count, began = float(some.sum()), float((begun > 0).sum())
+        tally.mean(place, "first", first.sum(), began)
+        tally.mean(place, "others", (others / others_count).sum(), count)
+        tally.mean(place, "largest", largest.sum(), count)
+        tally.mean(place, "peak", (first / largest).sum(), began)
         if count:
-            best = int(found["largest"].argmax())
+            best = int(largest.argmax())
             at = int(state["at"].cpu()[some][best])
-            tally.append(place, "record", [float(found["largest"][best]), at])
+            tally.append(place, "record", [float(largest[best]), at])
 
     def result(self) -> ResidualNorms:
         """Return the table.
@@ -227,15 +225,14 @@ class _Tokens:
         positions: int64 [B, T], real tokens counted from 0.
         shares: float32 [B, T, 2], 1 at the first real token, and 1 at the other real ones.
         out: bool [B, T], not one of the others.
-        begins: bool [B], whether the first real token is among them.
-        others, real: how many, int64 [B].
+        rows: their sums over T, float32 [B, 2].
+        real: how many are real, int64 [B].
     """
 
     positions: Tensor
     shares: Tensor
     out: Tensor
-    begins: Tensor
-    others: Tensor
+    rows: Tensor
     real: Tensor
 
 
@@ -249,5 +246,5 @@ def _tokens(run: Run, kind: str, seen: Tensor, norms: Tensor) -> _Tokens:
         positions = seen[:, None] + real.long().cumsum(1) - 1
         first, others = real & (positions == 0), real & (positions > 0)
         shares = torch.stack([first, others], -1).to(norms.dtype)
-        store[key] = _Tokens(positions, shares, ~others, first.any(1), others.sum(1), real.sum(1))
+        store[key] = _Tokens(positions, shares, ~others, shares.sum(1), real.sum(1))
     return store[key]

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.lens.base import Place, SequenceLens, head_table
-from regard.lens.projected import head_factors, projected_norms
+from regard.lens.base import Place, SequenceLens, accumulate, head_table
+from regard.lens.projected import projected_norms
 from regard.lens.registry import lens
 from regard.lens.sentences import number, where
-from regard.lens.visible import mask_key, per_forward
+from regard.lens.visible import once
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
 from regard.runtime.findings import Finding
@@ -60,23 +60,17 @@ class ValueNorm(SequenceLens):
         state = self.state(call.run, call.site, call.part)
         start = call.q_offset - call.kv_offset
         values = call.v[:, :, start : start + call.query_length]
-        norms = projected_norms(values, head_factors(self.anatomy(), call))
-        shares, begun, count = _shares(call, norms)
-        if "others" not in state:
-            state["first"], state["others"] = (norms.new_zeros(norms.shape[:2]) for _ in range(2))
-            state["count"] = norms.new_zeros(len(norms))
-            state["begun"] = norms.new_zeros(len(norms))
-        first, others = torch.matmul(norms, shares).unbind(-1)
-        state["first"] += first
-        state["others"] += others
-        state["begun"] += begun
-        state["count"] += count
+        norms = projected_norms(values, self.anatomy(), call)
+        shares, rows = once(call, ("value norms", norms.device), lambda: _shares(call, norms.device))
+        accumulate(state, "sums", torch.matmul(norms, shares))
+        accumulate(state, "rows", rows)
 
     def fold(self, tally: Tally, place: Place, state: dict[str, Any]) -> None:
-        if "others" not in state:
+        if "sums" not in state:
             return
-        first, others = state["first"].cpu().double(), state["others"].cpu().double()
-        count, begun = state["count"].cpu().double(), state["begun"].cpu() > 0
+        first, others = state["sums"].cpu().double().unbind(-1)
+        begun, count = state["rows"].cpu().double().unbind(-1)
+        begun = begun > 0
         mean = others / count[:, None]
         both = begun & (count > 0)
         tally.mean(place, "first", first[begun].sum(0), float(begun.sum()))
@@ -108,19 +102,15 @@ class ValueNorm(SequenceLens):
         return (Finding(said, heads, "value-norm"),)
 
 
-def _shares(call: Call, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where norms [B, H, T] are of a first real token, and where of another, and how many are.
+def _shares(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where a call's rows are a first real token, and where another, and how many are.
 
     Returns:
-        [B|1, T, 2] of ones and zeros, and its sums over T, both [B|1]; made once a forward.
+        float32 [B|1, T, 2] of ones and zeros, and its sum over T, [B, 2].
     """
-    store = per_forward(call.run)
-    key = ("value norms", mask_key(call), norms.device)
-    if key not in store:
-        positions = call.query_positions
-        others = positions > 0
-        if call.valid_queries is not None:
-            others = others & call.valid_queries
-        shares = torch.stack([positions == 0, others], -1).to(norms)
-        store[key] = shares, *shares.sum(1).unbind(-1), call.mask  # keeps the address in the key taken
-    return store[key][:3]
+    positions = call.query_positions
+    others = positions > 0
+    if call.valid_queries is not None:
+        others = others & call.valid_queries
+    shares = torch.stack([positions == 0, others], -1).to(device, torch.float32)
+    return shares, shares.sum(1).expand(call.q.shape[0], -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,17 @@ def per_forward(run: Run) -> dict[Any, Any]:
         state["fed"] = run.fed
         state["store"] = {}
     return state["store"]
+
+
+def once(call: Call, name: Any, compute: Callable[[], Any]) -> Any:
+    """Return what `compute` gives, computed once a forward for all calls of the same mask and place.
+
+    The mask is kept with it, so that the address in the key stays taken.
+    """
+    store, key = per_forward(call.run), (name, mask_key(call))
+    if key not in store:
+        store[key] = compute(), call.mask
+    return store[key][0]
 
 
 def mask_key(call: Call) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regard.engines.masks import MASKED
-from regard.engines.rows import RowBlock, attend, mix, row_blocks, softmax
+from regard.engines.rows import RowBlock, attend, mix, mix_into, row_blocks, softmax
 from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.call import Call
 from regard.runtime.protocol import Edit, Inner, Lens, Stage, Wanted, asked, defines
@@ -260,13 +260,10 @@ def _softmax_attention(
         _run_block(call, block, opened.edits, opened.lenses)
         if not writes:
             continue
-        part = mix(call, block)
         if out is None:
-            parts.append(part)
-        elif block.heads is None:
-            out[:, :, block.start : block.stop] = part
+            parts.append(mix(call, block))
         else:
-            out[:, block.heads, block.start : block.stop] = part
+            mix_into(out, call, block)
     if out is None:
         return torch.cat(parts, 2)
     return out

@@ -1,5 +1,7 @@
 """Pieces of equal work, and what they are multiplied by."""
 
+import math
+
 import pytest
 import torch
 
@@ -41,7 +43,12 @@ def test_a_gpu_needs_no_pieces(threads):
 
 
 def test_pieces_multiply_as_the_whole():
-    left, right = torch.randn(3, 8, 5), Operand(torch.randn(3, 7, 5))
+    left, memory = torch.randn(3, 8, 5), torch.empty(100 + 2 * 3 * 7 * 5)
+    for room in (None, lambda shape, dtype: memory[: math.prod(shape)].view(shape)):
+        _check_pieces(left, Operand(torch.randn(3, 7, 5), room))
+
+
+def _check_pieces(left, right):
     whole = left @ right.times(1).transpose(1, 2)
     pieces = left.view(6, 4, 5) @ right.times(2).transpose(1, 2)
     torch.testing.assert_close(pieces.view(3, 8, 7), whole)
