@@ -35,6 +35,7 @@ from regard.attention.neighborhood import (
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
+from regard.attention.routing import BalancedRouting, Clusters, Routing, commitment_loss, routing_attention
 from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
@@ -46,8 +47,10 @@ __all__ = [
     "LSSAR",
     "MECHANISMS",
     "QLSTM",
+    "BalancedRouting",
     "Block",
     "ClippedSoftmax",
+    "Clusters",
     "Context",
     "FlowAttention",
     "Gated",
@@ -75,6 +78,7 @@ __all__ = [
     "NeighborhoodGrid",
     "NeuralMemory",
     "NormalizedAttention",
+    "Routing",
     "Similarity",
     "SlidingWindow",
     "Softmax",
@@ -82,6 +86,7 @@ __all__ = [
     "Titans",
     "add_landmark_token",
     "balance_loss",
+    "commitment_loss",
     "decay_rates",
     "flow_attention",
     "from_dict",
@@ -97,4 +102,5 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_mask",
+    "routing_attention",
 ]  # fmt: skip

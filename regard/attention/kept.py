@@ -40,8 +40,10 @@ def keep_swap(session: SwapSession) -> nn.Module:
                 f"{site.alias} calls scaled_dot_product_attention itself, so a swap of it cannot be kept; "
                 "use it in `with`."
             )
-        if any(True for _ in session.mechanisms[site.alias].parameters()):
-            raise UnsupportedModel(f"{session.spec!r} has parameters, which a config cannot hold.")
+        if session.mechanisms[site.alias].state_dict():
+            raise UnsupportedModel(
+                f"{session.spec!r} has parameters or centroids, which a config cannot hold."
+            )
     written = _written(session)
     for site in session.swapped:
         _install(site.module, session.spec, session.mechanisms[site.alias])

@@ -161,7 +161,7 @@ class SwapSession(Session):
 
         Raises:
             UnsupportedModel: where a layer cannot be told from others after loading, or calls
-                scaled_dot_product_attention itself, or the mechanism has parameters.
+                scaled_dot_product_attention itself, or the mechanism has parameters or centroids.
             RegardError: while a session is open on the model.
         """
         from regard.attention.kept import keep_swap

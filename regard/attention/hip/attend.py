@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.attention.hip.layout import Layout
+from regard.attention.layout import Layout
 from regard.engines.blocks import attend_blocks, merge_parts
 
 if TYPE_CHECKING:

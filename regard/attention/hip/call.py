@@ -9,8 +9,8 @@ from torch import Tensor
 
 from regard.attention.checks import check_call
 from regard.attention.hip.heads import HiPAttention, hip_rows, module_of
-from regard.attention.hip.layout import Layout
 from regard.attention.hip.spec import HiP
+from regard.attention.layout import Layout
 from regard.attention.mechanism import Context
 from regard.errors import RegardError, ShapeMismatch
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from regard.attention.hip.attend import attend_found, attend_one
-from regard.attention.hip.layout import Layout
 from regard.attention.hip.reference import seen_by_definition
 from regard.attention.hip.search import everything, search, spans_of
+from regard.attention.layout import Layout
 from regard.attention.matrices import softmax_matrix
 from regard.attention.mechanism import Context, Mechanism
 

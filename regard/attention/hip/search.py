@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from regard.attention.hip.layout import Layout
+from regard.attention.layout import Layout
 from regard.attention.select import top_k
 
 if TYPE_CHECKING:
