@@ -35,7 +35,14 @@ from regard.attention.neighborhood import (
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
-from regard.attention.routing import BalancedRouting, Clusters, Routing, commitment_loss, routing_attention
+from regard.attention.routing import (
+    BalancedRouting,
+    Clusters,
+    Routing,
+    RoutingAttention,
+    commitment_loss,
+    routing_attention,
+)
 from regard.attention.similarity import Similarity
 from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
@@ -79,6 +86,7 @@ __all__ = [
     "NeuralMemory",
     "NormalizedAttention",
     "Routing",
+    "RoutingAttention",
     "Similarity",
     "SlidingWindow",
     "Softmax",

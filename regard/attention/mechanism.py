@@ -188,6 +188,13 @@ class Mechanism(nn.Module):
         """
         return None
 
+    def auxiliary(self) -> Tensor | None:
+        """Return what the last forward in training adds to the loss, weighted; None for nothing.
+
+        It is handed out once a forward. `regard.objectives.train` adds it.
+        """
+        return None
+
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, ctx: Context | None = None
     ) -> tuple[Tensor, State]:

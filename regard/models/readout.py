@@ -16,6 +16,11 @@ class CausalReadout:
     lm_head: Any
     config: Any
     loss_function: Any
+    training: bool
+
+    def auxiliary(self) -> Tensor | None:
+        """Return what the last forward in training adds to the loss of labels; None for nothing."""
+        return None
 
     def forward(
         self,
@@ -45,6 +50,8 @@ class CausalReadout:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
+            added = self.auxiliary() if self.training else None
+            loss = loss if added is None else loss + added
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

@@ -64,7 +64,7 @@ def state_layer(cache: Cache, index: int, owner: str) -> StateLayer:
         return old
     if old is None or type(old) is not DynamicLayer or old.get_seq_length():
         raise UnsupportedModel(
-            f"{owner} keeps a state of fixed size, for which an empty dynamic cache has room; layer {index} "
+            f"{owner} keeps a state of its own, for which an empty dynamic cache has room; layer {index} "
             f"of this {type(cache).__name__} is a {type(old).__name__}. Leave past_key_values and "
             "cache_implementation out."
         )

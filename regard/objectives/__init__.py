@@ -1,6 +1,6 @@
 """Training: what is lowered, and how."""
 
 from regard.objectives.checkpoint import Log
-from regard.objectives.language import Recipe, evaluate, next_token_loss, train
+from regard.objectives.language import Recipe, auxiliary_loss, evaluate, next_token_loss, train
 
-__all__ = ["Log", "Recipe", "evaluate", "next_token_loss", "train"]
+__all__ = ["Log", "Recipe", "auxiliary_loss", "evaluate", "next_token_loss", "train"]

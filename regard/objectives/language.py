@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.attention.mechanism import Mechanism
 from regard.errors import RegardError
 from regard.objectives.checkpoint import Checkpoint, Log, folder_for
 from regard.tasks.corpus import Corpus
@@ -110,7 +111,8 @@ def train(
         evaluate_every: steps between held-out losses; there is one before the first and after the last.
         checkpoint_every: steps between files; a run that is killed loses no more than these.
         windows: held-out sequences of `length` that count; 0 for all.
-        loss: what to lower instead of the next-token loss; given the model and tokens [B, T + 1].
+        loss: what to lower instead of the next-token loss and what mechanisms add to it; given the model and
+            tokens [B, T + 1].
         measure: what else to write down, with each held-out loss, from the model in evaluation mode and
             without gradients.
         about: what the model is, as JSON holds it; a file of another model is refused by it.
@@ -138,7 +140,7 @@ def train(
     kept = Checkpoint(folder_for(out), told)
     log = (kept.restore(model, optimiser) if resume else None) or Log()
     begun = len(log.losses)
-    batches, goal = _Batches(data.train, recipe), loss or next_token_loss
+    batches, goal = _Batches(data.train, recipe), loss or _next_token_and_auxiliary
     was_training = model.training
     with _shown(recipe.steps, begun, tick) as advance:
         for step in range(begun, recipe.steps + 1):
@@ -165,6 +167,22 @@ def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the mean cross-entropy, in nats, of each token after the first, of tokens int64 [B, T + 1]."""
     logits = logits_of(model, tokens[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def _next_token_and_auxiliary(model: nn.Module, tokens: Tensor) -> Tensor:
+    loss = next_token_loss(model, tokens)
+    added = auxiliary_loss(model)
+    return loss if added is None else loss + added
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """Return what the mechanisms of a model add to its loss after a forward in training, or None.
+
+    Such as the commitment of routing; `Mechanism.auxiliary` says how much it is. It is handed out once.
+    """
+    found = [m.auxiliary() for m in model.modules() if isinstance(m, Mechanism)]
+    losses = [loss for loss in found if loss is not None]
+    return torch.stack(losses).sum() if losses else None
 
 
 def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def filled():
     ("ask", "kind", "told"),
     [
         (lambda m: m(tokens(3), output_attentions=True), UnsupportedModel, "no attention weights"),
-        (lambda m: m(tokens(3), past_key_values=filled()), UnsupportedModel, "state of fixed size"),
+        (lambda m: m(tokens(3), past_key_values=filled()), UnsupportedModel, "keeps a state of its own"),
         (lambda m: m(tokens(3), past_key_values=StaticCache(m.config, 9)), UnsupportedModel, "Static"),
         (lambda m: m(tokens(3), attention_mask=torch.ones(2, 1, 3, 3)), UnsupportedModel, "arbitrary"),
         (lambda m: m(tokens(3), attention_mask=torch.ones(2, 5)), ShapeMismatch, r"must be \[2, 3\]"),

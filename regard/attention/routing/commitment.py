@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from regard.attention.routing.heads import RoutingHeads
@@ -35,7 +36,5 @@ def commitment_loss(model: nn.Module) -> Tensor:
         )
     for layer in layers:
         layer.commitment = None
-    whole = found[0]
-    for loss in found[1:]:
-        whole = whole + loss.to(whole.device)
-    return whole
+    device = found[0].device
+    return torch.stack([loss.to(device) for loss in found]).sum()

@@ -29,6 +29,7 @@ class RoutingHeads(Mechanism):
         width: D.
         window: of local heads.
         decay, start: of the centroids, as `Clusters` takes them.
+        commitment: factor of the commitment loss in `auxiliary`.
 
     Attributes:
         clusters: centroids [H - local_heads, C, D]; None where all heads are local.
@@ -48,6 +49,7 @@ class RoutingHeads(Mechanism):
         *,
         decay: float = 0.999,
         start: str = "noise",
+        commitment: float = 1e-4,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +61,12 @@ class RoutingHeads(Mechanism):
                 self.routed, options.clusters, width,
                 norm=options.norm, decay=decay, start=start, device=device,
             )  # fmt: skip
+        self.factor = commitment
         self.commitment: Tensor | None = None
+
+    def auxiliary(self) -> Tensor | None:
+        loss, self.commitment = self.commitment, None
+        return None if loss is None else self.factor * loss
 
     def refuses(self, ctx: Context) -> str | None:
         words = super().refuses(ctx)

@@ -50,8 +50,7 @@ class Options:
         check_choice("norm", self.norm, NORMS)
         if self.scale is not None and not (_number(self.scale) and self.scale > 0):
             raise RegardError(f"scale is {self.scale!r}; it must be a number above 0, or None.")
-        if not _number(self.damping) or self.damping < 0:
-            raise RegardError(f"damping is {self.damping!r}; it must be a number from 0.")
+        check_from_0("damping", self.damping)
 
     def factor(self, width: int, given: float | None = None) -> float:
         """Return the factor on q k^T for heads of a width; `given` is what the model asks for."""
@@ -72,6 +71,12 @@ def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse what is not among the known."""
     if value not in known:
         raise RegardError(f"{name} is {value!r}; it must be {' or '.join(known)}.")
+
+
+def check_from_0(name: str, value: Any) -> None:
+    """Refuse what is no number from 0."""
+    if not _number(value) or value < 0:
+        raise RegardError(f"{name} is {value!r}; it must be a number from 0.")
 
 
 def check_decay(value: Any) -> None:

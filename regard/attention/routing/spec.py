@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 from regard.attention.costs import Costs
 from regard.attention.registry import Spec, get, mechanism
 from regard.attention.routing.heads import BalancedHeads, RoutingHeads
-from regard.attention.routing.options import STARTS, Options, check_choice, check_count, check_decay
+from regard.attention.routing.options import (
+    STARTS,
+    Options,
+    check_choice,
+    check_count,
+    check_decay,
+    check_from_0,
+)
 from regard.attention.widths import head_count, key_width
 from regard.errors import RegardError
 
@@ -30,6 +37,7 @@ class _Heads(Spec):
     mask_self: bool = False
     decay: float = 0.999
     start: str = "noise"
+    commitment: float = 1e-4
 
     def __post_init__(self) -> None:
         self.options()
@@ -41,6 +49,7 @@ class _Heads(Spec):
             self._local_of(self.heads)
         check_decay(self.decay)
         check_choice("start", self.start, STARTS)
+        check_from_0("commitment", self.commitment)
 
     def options(self) -> Options:
         """Return what the cluster heads need to know."""
@@ -58,7 +67,7 @@ class _Heads(Spec):
         heads, width = head_count(self, self.heads, site), key_width(self, self.width, site)
         kind: type[RoutingHeads] = self.module
         own = self.options(), heads, self._local_of(heads), width, self.window
-        return kind(*own, decay=self.decay, start=self.start)
+        return kind(*own, decay=self.decay, start=self.start, commitment=self.commitment)
 
     def _local_of(self, heads: int) -> int:
         local = heads // 2 if self.local_heads is None else self.local_heads
@@ -91,6 +100,7 @@ class Routing(_Heads):
         mask_self: whether a token sees itself only where it sees nothing else; for queries that are keys.
         decay: of the running means; 1 leaves the centroids where they are.
         start: centroids at "noise", or by k-means of the first batch in training, "lloyd".
+        commitment: factor of the commitment loss in what `train` lowers.
 
     Example:
         >>> layer = Routing(heads=4, width=16, clusters=8, cluster_size=32).build()
@@ -128,10 +138,8 @@ class BalancedRouting(_Heads):
         others: as in `Routing`.
 
     Example:
-        >>> layer = BalancedRouting(heads=2, width=8, local_heads=0, clusters=4, cluster_size=25).build()
-        >>> q, k, v = torch.randn(3, 1, 2, 100, 8)
-        >>> layer(q, k, v).shape
-        torch.Size([1, 2, 100, 8])
+        >>> BalancedRouting(clusters=4, cluster_size=25).options().selection
+        'topw'
     """
 
     module: ClassVar = BalancedHeads
