@@ -76,8 +76,8 @@ def _row(length: int, rounds: int, multiply: float, move: float) -> dict[str, An
     row: dict[str, Any] = {"case": length, "gpu": torch.cuda.get_device_name()}
     for name, work in cases.items():
         with torch.no_grad():
-            row[f"{name}_ms"] = 1e3 * _seconds(work, rounds)
-        row[f"{name}_both_ms"] = 1e3 * _seconds(lambda work=work: _both(work), rounds)
+            row[f"{name}_ms"] = 1e3 * seconds(work, rounds)
+        row[f"{name}_both_ms"] = 1e3 * seconds(lambda work=work: _both(work), rounds)
     operations, numbers = 8 * length * WIDTH**2 * HEADS, length * WIDTH * HEADS
     row["of_rate"] = operations / (1e-3 * row["scan_ms"]) / multiply
     row["of_bytes"] = (3 * 2 + 4) * numbers / (1e-3 * row["scan_ms"]) / move
@@ -108,11 +108,12 @@ def _rates(rounds: int) -> tuple[float, float]:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
-    products = 2 * 8192**3 / _seconds(lambda: a @ a, rounds)
-    return products, 2 * 4 * source.numel() / _seconds(lambda: target.copy_(source), rounds)
+    products = 2 * 8192**3 / seconds(lambda: a @ a, rounds)
+    return products, 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), rounds)
 
 
-def _seconds(work: Callable[[], Any], rounds: int) -> float:
+def seconds(work: Callable[[], Any], rounds: int) -> float:
+    """Return the median seconds of some work on the GPU, after three that do not count."""
     for _ in range(3):
         work()
     found = []

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from regard.engines.grids import Axis, Group, Run, runs, tile_of
 
-MOST_SCORES, MOST_STRIPS, KEPT = 2**20, 2**20, 2**21
+MOST_SCORES, MOST_STRIPS, KEPT = 2**20, 2**22, 2**21
 Box = tuple[slice, ...]
 
 

@@ -1,7 +1,7 @@
 """Small images of random colours, in which every pixel is to be given a label that depends on others.
 
     marker    one pixel carries a mark in one of the colours, and every pixel's label is that colour
-    above     a pixel's label is the colour of the pixel above it; the top row has none
+    above     a pixel's label is the colour of the pixel `distance` rows above it; the top rows have none
 
 Symbols 0 to colours - 1 are plain pixels, the next `colours` are marked ones. Source: our choice.
 """
@@ -27,6 +27,7 @@ class Pixels:
         kind: `marker` or `above`.
         height, width: of an image.
         colours: how many there are; a guess is right once in so many.
+        distance: rows between a pixel and the one that gives its label, for `above`.
 
     Example:
         >>> images, labels, _ = Pixels(kind="above", height=2, width=3).batch(1, torch.Generator())
@@ -38,6 +39,7 @@ class Pixels:
     height: int = 8
     width: int = 8
     colours: int = 8
+    distance: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,6 +47,8 @@ class Pixels:
         for name, least in (("height", 2), ("width", 1), ("colours", 2)):
             if getattr(self, name) < least:
                 raise RegardError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 1 <= self.distance < self.height:
+            raise RegardError(f"distance is {self.distance}; it must be from 1 to {self.height - 1}.")
 
     @property
     def symbols(self) -> int:
@@ -62,7 +66,7 @@ class Pixels:
         parts = torch.ones(shape, dtype=torch.int64)
         if self.kind == "above":
             labels = torch.full(shape, IGNORE)
-            labels[:, 1:] = images[:, :-1]
+            labels[:, self.distance :] = images[:, : -self.distance]
             return images, labels, parts
         colour = torch.randint(0, self.colours, (size,), generator=generator)
         place = torch.randint(0, self.height * self.width, (size,), generator=generator)

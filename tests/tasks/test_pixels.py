@@ -23,12 +23,14 @@ def test_a_label_is_the_colour_above():
     images, labels, parts = Pixels(kind="above").batch(5, torch.Generator().manual_seed(0))
     assert torch.equal(labels[:, 1:], images[:, :-1])
     assert (labels[:, 0] == IGNORE).all() and (parts == 1).all()
+    images, labels, _ = Pixels(kind="above", distance=3).batch(5, torch.Generator().manual_seed(0))
+    assert torch.equal(labels[:, 3:], images[:, :-3]) and (labels[:, :3] == IGNORE).all()
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"kind": "below"}, "kind is 'below'"), ({"kind": "above", "height": 1}, "height is 1"),
-     ({"kind": "above", "colours": 1}, "colours is 1")],
+     ({"kind": "above", "colours": 1}, "colours is 1"), ({"kind": "above", "distance": 8}, "from 1 to 7")],
 )  # fmt: skip
 def test_wrong_options_are_refused(options, told):
     with pytest.raises(RegardError, match=told):
