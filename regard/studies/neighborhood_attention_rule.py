@@ -89,8 +89,9 @@ def error_of(grid: Grid, fault: str = "", heads: int = 2, width: int = 8) -> flo
     attend = (na1d, na2d, na3d)[len(grid) - 1]
     shape = [length for length, _ in grid]
     given = [torch.randn(1, *shape, heads, width, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    options = [list(column) for column in zip(*(option for _, option in grid), strict=True)]
-    out = attend(*given, *options)
+    kernel, stride, dilation, order = zip(*(option for _, option in grid), strict=True)
+    q, k, v = given
+    out = attend(q, k, v, kernel, stride, dilation, order)
     q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in given)
     scores = (q @ k.mT * width**-0.5).masked_fill(~mask_of(grid, fault), -torch.inf)
     exact = (scores.softmax(-1) @ v).transpose(1, 2).reshape(out.shape)
