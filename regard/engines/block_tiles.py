@@ -78,6 +78,8 @@ class Lists:
         Args:
             group: G, query heads to a unit.
         """
+        if self.visible is None and not self._ragged:
+            return None
         keys, exist = self.listed_keys(start, stop)
         found = None
         if isinstance(self.visible, Tensor):
