@@ -18,14 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from regard.attention.costs import Costs
 from regard.attention.matrices import dense_mask, softmax_matrix
-from regard.attention.mechanism import Context, Mechanism
+from regard.attention.mechanism import Context, LookedAt, Mechanism
 from regard.attention.registry import Spec, get, mechanism
 from regard.engines.bands import attend_by_blocks
-from regard.engines.masks import WindowMask
+from regard.engines.masks import WindowMask, unhidden
 from regard.errors import RegardError
 
 MIN_ROWS, MAX_ROWS = 64, 512
@@ -47,6 +48,17 @@ class SlidingWindowAttention(Mechanism):
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
         narrow = self.context(q, k, ctx)
         return softmax_matrix(q, k, narrow, dense_mask(narrow, q.device))
+
+    def looked_at(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> LookedAt:
+        mask, keys = self.context(q, k, ctx).mask, k.shape[2]
+
+        def rows(start: int, stop: int) -> Tensor:
+            seen = mask.rows(start, stop, 0, keys)
+            if seen is None:
+                return torch.ones(1, 1, stop - start, keys, dtype=torch.bool, device=q.device)
+            return unhidden(seen).expand(-1, -1, stop - start, -1).to(q.device)
+
+        return rows
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
         narrow = self.context(q, k, ctx)

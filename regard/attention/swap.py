@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regard.attention.mechanism import Context, Mechanism, State
+from regard.attention.mechanism import Context, LookedAt, Mechanism, State
 from regard.attention.registry import Spec
 from regard.engines.masks import TensorMask, order_and_padding
 from regard.errors import RegardError, UnsupportedModel
@@ -63,6 +63,11 @@ class Swap(Edit):
             return None
         mechanism = self._mechanism(call)
         return mechanism.matrix(call.q, call.k, context_of(call, mechanism))
+
+    def looked_at(self, call: Call) -> LookedAt | None:
+        """Return which keys rows attend to, as `Mechanism.looked_at`; None for all that they may see."""
+        mechanism = self._mechanism(call)
+        return mechanism.looked_at(call.q, call.k, context_of(call, mechanism))
 
     def __repr__(self) -> str:
         return repr(self.spec)

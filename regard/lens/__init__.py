@@ -11,6 +11,7 @@ from regard.lens.patterns import Patterns
 from regard.lens.previous_token import PreviousToken
 from regard.lens.registry import LENSES, find_lens, lens
 from regard.lens.residual_norm import ResidualNorm
+from regard.lens.routed import Routed
 from regard.lens.sinks import Sinks
 from regard.lens.value_norm import ValueNorm
 
@@ -26,6 +27,7 @@ __all__ = [
     "Patterns",
     "PreviousToken",
     "ResidualNorm",
+    "Routed",
     "Sinks",
     "ValueNorm",
     "find_lens",

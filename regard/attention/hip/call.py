@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from regard.attention.checks import check_call
 from regard.attention.hip.heads import HiPAttention, hip_rows, module_of
+from regard.attention.hip.looked import looked_at
 from regard.attention.hip.spec import HiP
 from regard.attention.layout import Layout
 from regard.attention.mechanism import Context
@@ -35,28 +35,8 @@ class HiPMask:
 
     def to_dense(self) -> Tensor:
         """Return which keys each row sees in all, bool [B, H, T, S]; none in rows of padding."""
-        layout, spec = self.layout, self.spec
-        batch, heads = self.index.shape[:2]
-        device = self.index.device
-        j = torch.arange(layout.keys, device=device)
-        blocks = -(-layout.keys // spec.key_block)
-        listed = torch.zeros(*self.index.shape[:3], blocks + 1, dtype=torch.bool, device=device)
-        listed.scatter_(3, torch.where(self.index < 0, blocks, self.index), True)
-        found = listed[..., :blocks].repeat_interleave(spec.key_block, 3)[..., : layout.keys]
-        found = found.repeat_interleave(spec.query_block, 2)[:, :, : layout.queries]
-        i = torch.arange(layout.queries, device=device)
-        if layout.causal:
-            last = (i + layout.offset[:, None])[:, None, :, None]
-            before = j <= last - spec.window
-            seen = ((found | (j < spec.sink)) & before) | ((j <= last) & ~before)
-        else:
-            seen = found & (j < layout.seen[:, None, None, None])
-        if layout.row_at is None or layout.key_at is None:
-            return seen.expand(batch, heads, -1, -1)
-        seen = seen & (i < layout.rows[:, None])[:, None, :, None]
-        columns = torch.zeros_like(seen).scatter_(3, layout.key_at[:, None, None].expand_as(seen), seen)
-        rows = layout.row_at[:, None, :, None].expand_as(seen)
-        return torch.zeros_like(seen).scatter_(2, rows, columns)
+        rows = looked_at(self.index, self.layout, self.spec, self.layout.keys)
+        return rows(0, self.layout.queries)
 
 
 def hip_mask(q: Tensor, k: Tensor, spec: HiP | None = None, *, valid: Tensor | None = None) -> HiPMask:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from regard.attention.hip.attend import attend_found, attend_one
+from regard.attention.hip.looked import looked_at
 from regard.attention.hip.reference import seen_by_definition
 from regard.attention.hip.search import everything, search, spans_of
 from regard.attention.layout import Layout
 from regard.attention.matrices import softmax_matrix
-from regard.attention.mechanism import Context, Mechanism
+from regard.attention.mechanism import Context, LookedAt, Mechanism
 
 if TYPE_CHECKING:
     from regard.attention.hip.spec import HiP
@@ -51,6 +52,12 @@ class HiPAttention(Mechanism):
         layout = Layout.of(ctx, q.shape[2], k.shape[2], q.device)
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
         return hip_rows(q, k, v, self.chosen(q, k, ctx, layout), layout, self.spec, scale)
+
+    @torch.no_grad()
+    def looked_at(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> LookedAt:
+        ctx = self.context(q, k, ctx)
+        layout = Layout.of(ctx, q.shape[2], k.shape[2], q.device)
+        return looked_at(self.chosen(q, k, ctx, layout), layout, self.spec, k.shape[2])
 
     def chosen(self, q: Tensor, k: Tensor, ctx: Context, layout: Layout | None = None) -> Tensor:
         """Return the key blocks of each query block, int64 [B, H, Q, n]; in decoding, of a few steps ago.

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from regard.attention.landmark.definition import memory_matrix
 from regard.attention.landmark.fast import Regular, attend_regular
+from regard.attention.landmark.looked import looked_at
 from regard.attention.landmark.read import Far, Reader, merged
 from regard.attention.landmark.rows import without_padding
 from regard.attention.landmark.spec import scale_of
 from regard.attention.landmark.store import Kept, Sizes, stacked
 from regard.attention.landmark.turns import Turns
-from regard.attention.mechanism import Context, Mechanism, State
+from regard.attention.mechanism import Context, LookedAt, Mechanism, State
 
 
 class LandmarkMemoryHeads(Mechanism):
@@ -48,6 +49,31 @@ class LandmarkMemoryHeads(Mechanism):
 
     def matrix(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> Tensor:
         return memory_matrix(self, q, k, self.context(q, k, ctx))
+
+    @torch.no_grad()
+    def looked_at(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> LookedAt:
+        ctx = self.context(q, k, ctx)
+        scale, keys = scale_of(ctx, q), k.shape[2]
+        q, k = _raised(q, k)
+        chosen = without_padding(lambda q, k, _: self._chosen(q, k, scale), q, k, k, ctx)
+        return looked_at(chosen, self.sizes, keys, ctx)
+
+    def _chosen(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """Which closed blocks the last rows of a text read, int64 [B, H, T, top_k]; -1 is none."""
+        sizes, reader = self.sizes, self.reader(scale)
+        length, local = k.shape[2], sizes.local
+        early, closed = length - q.shape[2], length // local * local
+        far = self._with_closed(self._empty(k, k), k[:, :, :closed], k[:, :, :closed], 0)
+        found = q.new_full((*q.shape[:3], self.top_k), -1, dtype=torch.int64)
+        for start in range(early // local * local, length, local):
+            stop, first, last = min(start + local, length), max(start, early), start // sizes.block
+            oldest = 0 if sizes.memory is None else max(0, last - sizes.memory)
+            blocks, rows = far.part(oldest, last), slice(first - early, stop - early)
+            count = reader.count(blocks)
+            if count and first < stop:
+                queries = self._at_distances(q[:, :, rows], first, first - start)
+                found[:, :, rows, :count] = reader.chosen(queries, blocks) + oldest
+        return found
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | None = None) -> Tensor:
         ctx = self.context(q, k, ctx)
