@@ -30,7 +30,7 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     """Return one row a length."""
     _check()
     rounds = options.rounds or (3 if options.quick else 20)
-    multiply, move = _rates(rounds)
+    multiply, move = rates(rounds)
     lengths = options.lengths or (LENGTHS[:1] if options.quick else LENGTHS)
     return [_row(length, rounds, multiply, move) for length in lengths]
 
@@ -77,7 +77,7 @@ def _row(length: int, rounds: int, multiply: float, move: float) -> dict[str, An
     for name, work in cases.items():
         with torch.no_grad():
             row[f"{name}_ms"] = 1e3 * seconds(work, rounds)
-        row[f"{name}_both_ms"] = 1e3 * seconds(lambda work=work: _both(work), rounds)
+        row[f"{name}_both_ms"] = 1e3 * seconds(lambda work=work: both(work), rounds)
     operations, numbers = 8 * length * WIDTH**2 * HEADS, length * WIDTH * HEADS
     row["of_rate"] = operations / (1e-3 * row["scan_ms"]) / multiply
     row["of_bytes"] = (3 * 2 + 4) * numbers / (1e-3 * row["scan_ms"]) / move
@@ -88,7 +88,7 @@ def _row(length: int, rounds: int, multiply: float, move: float) -> dict[str, An
     return row
 
 
-def _both(work: Callable[[], Tensor]) -> None:
+def both(work: Callable[[], Tensor]) -> None:
     with torch.enable_grad():
         out = work()
         out.backward(torch.ones_like(out))
@@ -103,7 +103,7 @@ def _lightning() -> Any:
     return chunk_lightning_attn
 
 
-def _rates(rounds: int) -> tuple[float, float]:
+def rates(rounds: int) -> tuple[float, float]:
     """Bfloat16 operations, and bytes, a second."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     source = torch.empty(2**28, device="cuda")
@@ -113,7 +113,6 @@ def _rates(rounds: int) -> tuple[float, float]:
 
 
 def seconds(work: Callable[[], Any], rounds: int) -> float:
-    """Return the median seconds of some work on the GPU, after three that do not count."""
     for _ in range(3):
         work()
     found = []

@@ -94,15 +94,15 @@ class Lists:
                 keys = keys.repeat_interleave(group, 1)
             found = self.visible(rows[..., None], keys[..., None, :])
         if found is not None:
-            found = _grouped(found, group)
+            found = grouped_mask(found, group)
         if exist is None:
             return found
         exist = exist[:, :, :, None, None]
         return exist if found is None else found & exist
 
 
-def _grouped(mask: Tensor, group: int) -> Tensor:
-    """[B|1, H|1, Q', R, N] as [B|1, Hu|1, Q', G|1, R, N]."""
+def grouped_mask(mask: Tensor, group: int) -> Tensor:
+    """Return a mask [B|1, H|1, Q', R, N], or of fewer dimensions, as [B|1, Hu|1, Q', G|1, R, N]."""
     mask = mask.view((1,) * (5 - mask.ndim) + tuple(mask.shape))
     if mask.shape[1] == 1 or group == 1:
         return mask[:, :, :, None]

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regard.engines.block_tiles import Lists, Tiles, Visible
+from regard.engines.blocks_triton import attend_triton
+from regard.engines.scan_triton import uses_triton
 from regard.errors import RegardError, ShapeMismatch
 
 
@@ -37,6 +39,7 @@ def attend_blocks(
     visible: Visible | Tensor | None = None,
     scale: float | None = None,
     merge: bool = True,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return softmax attention of query blocks over the key blocks that each lists, and its logsumexp.
 
@@ -61,6 +64,7 @@ def attend_blocks(
             there is no row about any.
         scale: factor on q k^T; default 1 / sqrt(D).
         merge: whether the listed blocks share one softmax; else each has its own.
+        backend: `torch` or `triton`; by default `triton` on a GPU where it can be used.
 
     Returns:
         out [B, H, T, Dv] in the type of `q`, and the logsumexp [B, H, T]. With `rows`, [B, H, Q, R, Dv] and
@@ -69,7 +73,8 @@ def attend_blocks(
 
     Raises:
         ShapeMismatch: where shapes do not fit.
-        RegardError: where a block or row is listed that is not there.
+        RegardError: where a block or row is listed that is not there, or for a backend that is unknown or
+            cannot take the inputs.
 
     Example:
         >>> q = k = torch.zeros(1, 1, 4, 1)
@@ -81,10 +86,13 @@ def attend_blocks(
     lists, units = _lists(q, k, v, index, key_block, query_block, rows, visible)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not merge:
-        return _apart(q, k, v, lists, units, scale)
+        return _apart(q, k, v, lists, units, scale, backend)
+    by_triton = uses_triton(backend, q, k, v)
     if _empty(q, lists):
         shape = q.shape[:3] if rows is None else (*q.shape[:2], *lists.index.shape[2:3], lists.size)
         return _nothing(q, v, shape)
+    if by_triton:
+        return attend_triton(q, k, v, lists, scale, units)
     if _few(lists, k):
         k, v, lists = _fetched(k, v, lists, units, q.shape[1] // units)
     out, lse = _Blocks.apply(q, k, v, lists, scale, units)
@@ -239,7 +247,9 @@ def _seen(lists: Lists, keys: Tensor, exist: Tensor | None, group: int) -> Tenso
     return mask.transpose(2, 3).flatten(1, 2)
 
 
-def _apart(q: Tensor, k: Tensor, v: Tensor, lists: Lists, units: int, scale: float) -> tuple[Tensor, Tensor]:
+def _apart(
+    q: Tensor, k: Tensor, v: Tensor, lists: Lists, units: int, scale: float, backend: str | None
+) -> tuple[Tensor, Tensor]:
     """Attention with a softmax to each listed block: every block is a list of its own."""
     n, size, length = lists.index.shape[3], lists.size, q.shape[2]
     rows = lists.rows
@@ -252,7 +262,7 @@ def _apart(q: Tensor, k: Tensor, v: Tensor, lists: Lists, units: int, scale: flo
         visible = visible.transpose(3, 4).flatten(2, 3)
     out, lse = attend_blocks(
         q, k, v, lists.index.flatten(2)[..., None], key_block=lists.key_block,
-        rows=rows.repeat_interleave(n, 2), visible=visible, scale=scale,
+        rows=rows.repeat_interleave(n, 2), visible=visible, scale=scale, backend=backend,
     )  # fmt: skip
     out, lse = (x.unflatten(2, (lists.blocks, n)).transpose(3, 4) for x in (out, lse[..., None]))
     out, lse = (out, lse) if lists.rows is not None else (x.flatten(2, 3)[:, :, :length] for x in (out, lse))

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regard.engines.pieces import Pieces
-from regard.engines.scan_triton import scan_triton, why_not
+from regard.engines.scan_triton import scan_triton, uses_triton
 from regard.errors import RegardError, ShapeMismatch
 
 CHUNK, LONGEST = 64, 4096
@@ -89,7 +89,7 @@ def scan(
         return q.new_zeros(batch, heads, length, v.shape[3], dtype=wide), state
     if valid is not None:
         k = k * valid[:, None, :, None]
-    if _uses_triton(backend, q, k, v):
+    if (backend is not None or length > 1) and uses_triton(backend, q, k, v):
         return scan_triton(q, k, v, _exponents(decay, valid, None), state, starts)
     decay = _exponents(decay, valid, starts)
     q = q.unflatten(1, (kv_heads, heads // kv_heads))
@@ -126,17 +126,6 @@ def _check(
         raise RegardError(
             "decay is above 0 somewhere, so that states would grow; it is the logarithm of a share."
         )
-
-
-def _uses_triton(backend: str | None, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if backend not in (None, "torch", "triton"):
-        raise RegardError(f"backend is {backend!r}; it must be 'torch', 'triton' or None.")
-    if backend == "torch" or (backend is None and (not q.is_cuda or q.shape[2] == 1)):
-        return False
-    reason = why_not(q, k, v)
-    if backend == "triton" and reason is not None:
-        raise RegardError(f"backend is 'triton', but {reason}.")
-    return reason is None
 
 
 def _exponents(decay: Tensor | None, valid: Tensor | None, starts: Tensor | None) -> Tensor | None:

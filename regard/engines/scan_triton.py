@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from regard.errors import RegardError
+
 FORGET, WIDEST = -100.0, 256
 
 
@@ -39,6 +41,22 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if max(q.shape[3], v.shape[3]) > WIDEST or q.shape[3] == 0 or v.shape[3] == 0:
         return f"heads are {q.shape[3]} and {v.shape[3]} wide; triton takes 1 to {WIDEST}"
     return None
+
+
+def uses_triton(backend: str | None, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether kernels are to take these inputs: by default on a GPU, where they can.
+
+    Raises:
+        RegardError: for a backend that is neither `torch`, `triton` nor None, or `triton` where it cannot.
+    """
+    if backend not in (None, "torch", "triton"):
+        raise RegardError(f"backend is {backend!r}; it must be 'torch', 'triton' or None.")
+    if backend == "torch" or (backend is None and not q.is_cuda):
+        return False
+    reason = why_not(q, k, v)
+    if backend == "triton" and reason is not None:
+        raise RegardError(f"backend is 'triton', but {reason}.")
+    return reason is None
 
 
 def scan_triton(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import blocks, machine
+from benchmarks import blocks, blocks_gpu, machine
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,9 @@ def test_it_tells_no_speed_of_wrong_attention(monkeypatch, capsys):
     monkeypatch.setattr(blocks, "attend_blocks", lambda *x, **o: [y * 1.001 for y in right(*x, **o)])
     assert blocks.main(["--quick", "--no-flex", "--parts", "grid", "--kv-heads", "2"]) == 1
     assert "SDPA differ by" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so(capsys):
+    assert blocks_gpu.main([]) == 2
+    assert capsys.readouterr().err == "benchmarks.blocks_gpu needs a CUDA GPU, and torch sees none here.\n"
