@@ -3,9 +3,10 @@
     out_bht = softmax(scale * q_bht k_b^T + mask) v_b     where `chosen` [B, H, T] is True, and 0 elsewhere
 
 Rows are gathered head by head, a block of them meets the keys up to its last row. Heads with about as many
-rows go together, heads of which all rows are chosen go to `scaled_dot_product_attention` as they are. Where a
-head has one row, as in decoding, nothing is gathered: keys of heads that are left out are not read, unless
-a head that shares them is chosen. Memory is linear in T, also under autograd.
+rows go together, heads of which most rows are chosen go to `scaled_dot_product_attention` as they are: rows
+that are gathered cost about twice what they cost in one piece. Where a head has one row, as in decoding,
+nothing is gathered: keys of heads that are left out are not read, unless a head that shares them is chosen.
+Memory is linear in T, also under autograd.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from regard.engines.reshaped import attend_reshaped
 from regard.engines.rows import AttentionInputs, attend
 from regard.errors import RegardError, ShapeMismatch
 
-LEAST_KEYS, LEAST_ROWS = 512, 128
+LEAST_KEYS, LEAST_ROWS = 4096, 128
+MOST = 0.45
 ALIKE = 0.8
+BLOCK = 256
 
 
 def attend_chosen(
@@ -33,6 +36,7 @@ def attend_chosen(
     offset: int | None = None,
     valid: Tensor | None = None,
     least: tuple[int, int] = (LEAST_ROWS, LEAST_KEYS),
+    most: float = MOST,
 ) -> Tensor:
     """Return softmax attention of the chosen rows, [B, H, T, Dv]; 0 in the others.
 
@@ -43,6 +47,7 @@ def attend_chosen(
             `valid`; None reads the mask.
         valid: bool [B, S], False where a key is padding; only together with `offset`.
         least: rows, and keys of a single row, from which leaving out is quicker than computing all.
+        most: share of a head's rows up to which it is.
 
     Raises:
         ShapeMismatch: where `chosen` does not fit.
@@ -58,13 +63,17 @@ def attend_chosen(
     """
     _check(x, chosen)
     length = x.q.shape[2]
-    if length == 1 and x.k.shape[2] >= least[1]:
-        return _one_row(x, chosen)
-    if length < max(2, least[0]):
-        return attend(x).masked_fill(~chosen[..., None], 0)
     if chosen.all():
         return attend(x)
-    return _gathered(x, chosen, offset, valid)
+    if length == 1 and x.k.shape[2] >= least[1]:
+        read = chosen.view(len(chosen), x.kv_heads, -1).any(-1)
+        return attend(x).masked_fill(~chosen[..., None], 0) if read.all() else _one_row(x, chosen)
+    counts = chosen.sum(-1).flatten()
+    plain = offset == 0 and valid is None and length == x.k.shape[2]
+    whole = counts > most * length if plain else counts.sum() > most * chosen.numel()
+    if length < max(2, least[0]) or whole.all():
+        return attend(x).masked_fill(~chosen[..., None], 0)
+    return _gathered(x, chosen, whole & plain, offset, valid)
 
 
 def _check(x: AttentionInputs, chosen: Tensor) -> None:
@@ -82,16 +91,17 @@ def _check(x: AttentionInputs, chosen: Tensor) -> None:
             raise RegardError(f"rows cannot be left out under {words}; compute all heads (sparse=False).")
 
 
-def _gathered(x: AttentionInputs, chosen: Tensor, offset: int | None, valid: Tensor | None) -> Tensor:
-    """All pairs of a batch row and a head, a bucket of pairs at a time."""
+def _gathered(
+    x: AttentionInputs, chosen: Tensor, whole: Tensor, offset: int | None, valid: Tensor | None
+) -> Tensor:
+    """All pairs of a batch row and a head, a bucket of pairs at a time; `whole` ones as they are."""
     batch, heads, length, _ = x.q.shape
     out = x.v.new_zeros(batch * heads, length, x.v.shape[3])
-    counts = chosen.sum(-1).flatten()
-    if offset == 0 and valid is None and length == x.k.shape[2]:
-        whole = (counts == length).nonzero()[:, 0]
-        if len(whole):
-            out = out.index_copy(0, whole, _whole(x, whole))
-            counts = counts.masked_fill(counts == length, 0)
+    counts = chosen.sum(-1).flatten().masked_fill(whole, 0)
+    if whole.any():
+        pairs = whole.nonzero()[:, 0]
+        part = _whole(x, pairs).masked_fill(~chosen.flatten(0, 1)[pairs, :, None], 0)
+        out = out.index_copy(0, pairs, part)
     for pairs, most in _buckets(counts):
         index = _rows(chosen.flatten(0, 1)[pairs], most)
         some = _some(x, pairs, index)
@@ -105,7 +115,25 @@ def _gathered(x: AttentionInputs, chosen: Tensor, offset: int | None, valid: Ten
 def _softmax(x: AttentionInputs) -> Tensor:
     if type(x.mask) is Mask:
         return attend(x)
-    return attend_reshaped(x, _weights)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x.q, x.k, x.v)):
+        return attend_reshaped(x, _weights)
+    parts = []
+    for start in range(0, x.q.shape[2], BLOCK):
+        rows = x.q[:, :, start : start + BLOCK]
+        stop = start + rows.shape[2]
+        first, last = x.mask.bounds(start, stop)
+        mask = _added(x.mask.rows(start, stop, first, last), x.q.dtype)
+        k, v = x.k[:, :, first:last], x.v[:, :, first:last]
+        parts.append(F.scaled_dot_product_attention(rows, k, v, mask, scale=x.scale))
+    return torch.cat(parts, 2)
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to scores; a row that sees nothing then has no NaN."""
+    lowest = torch.finfo(dtype).min
+    if mask is None or mask.dtype != torch.bool:
+        return mask if mask is None else mask.clamp(min=lowest).to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, lowest)
 
 
 def _weights(scores: Tensor) -> Tensor:
@@ -113,7 +141,7 @@ def _weights(scores: Tensor) -> Tensor:
 
 
 def _whole(x: AttentionInputs, pairs: Tensor) -> Tensor:
-    """Causal attention of heads of which every row is chosen, [P, T, Dv]."""
+    """Causal attention of heads of which most rows are chosen, [P, T, Dv]."""
     q, k, v = _of_pairs(x, pairs)
     return F.scaled_dot_product_attention(q, k, v, None, 0.0, True, scale=x.scale)[0]
 

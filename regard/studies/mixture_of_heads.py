@@ -63,13 +63,13 @@ class Size:
     """Seeds and steps of the small model, steps and text of SmolLM2, or of a tiny model in its place."""
 
     seeds: int = 3
-    steps: int = 600
-    convert_steps: int = 200
+    steps: int = 500
+    convert_steps: int = 100
     asked: int = 256
-    dense_steps: int = 12
-    tuning_steps: int = 20
-    length: int = 255
-    windows: int = 8
+    dense_steps: int = 6
+    tuning_steps: int = 14
+    length: int = 191
+    windows: int = 6
     tiny: bool = False
 
 
@@ -184,7 +184,7 @@ class MixtureOfHeadsStudy(Study):
         ),
         Claim(
             name="returns",
-            text="Some dozen steps bring back more than half of what routing SmolLM2 by query norm cost.",
+            text="A dozen steps bring back more than half of what routing SmolLM2 by query norm cost.",
             rules=(
                 Rule(measure="returned", comparison="above", threshold=0.5),
                 below("tuned_query_norm", "adapted_query_norm"),

@@ -16,6 +16,7 @@ from regard.attention import (
     head_usage,
     moh_attention,
 )
+from regard.engines import chosen as engine
 from regard.errors import NothingObserved, RegardError, ShapeMismatch
 
 SPLITS = [(9, 4, 3), (9, 4, 5), (8, 0, 3), (8, 1, 3), (8, 8, 0), (5, 4, 1), (1, 1, 0), (2, 0, 1)]
@@ -178,7 +179,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_leaving_heads_out_changes_nothing(kind, options):
     torch.manual_seed(0)
-    layer = MoHAttention(16, 4, 1, 2, kind=kind, **options).double()
+    layer = MoHAttention(16, 4, 1, 1, kind=kind, **options).double()
     x, valid = drawn(2, 150, 16).double(), torch.ones(2, 150, dtype=torch.bool)
     valid[0, :20] = False
     found = []
@@ -211,7 +212,9 @@ def test_steps_are_the_whole_with_padding_and_beams(kind, options):
     torch.testing.assert_close(swapped[0], whole[1, 11:])
 
 
-def test_a_long_cache_is_read_for_chosen_heads_alone():
+def test_a_long_cache_is_read_for_chosen_heads_alone(monkeypatch):
+    told = {**engine.attend_chosen.__kwdefaults__, "least": (128, 512)}
+    monkeypatch.setattr(engine.attend_chosen, "__kwdefaults__", told)
     torch.manual_seed(0)
     layer = MoHAttention(16, 4, 1, 1, kind="query_norm").eval()
     x = drawn(1, 700, 16)

@@ -24,8 +24,9 @@ FAMILY = ("llama", "mistral", "qwen3")
 def eager(monkeypatch):
     """Leave heads out however short a text is."""
     monkeypatch.setattr(
-        engine.attend_chosen, "__kwdefaults__", {"offset": None, "valid": None, "least": (2, 1)}
-    )
+        engine.attend_chosen, "__kwdefaults__",
+        {"offset": None, "valid": None, "least": (2, 1), "most": 1.0},
+    )  # fmt: skip
 
 
 def stirred(routers):

@@ -10,7 +10,7 @@ from regard.engines.chosen import attend_chosen
 from regard.engines.masks import TensorMask, WindowMask
 from regard.errors import RegardError, ShapeMismatch
 
-EAGER = (2, 1)
+EAGER = {"least": (2, 1), "most": 1.0}
 
 
 def given(queries, keys=None, heads=4, kv_heads=2, batch=2, seed=0):
@@ -39,7 +39,7 @@ def test_causal_rows(kv_heads, queries, keys, padded):
     mask = rows & valid[:, None, None] if padded else rows
     expected = torch.where(on[..., None], dense(q, k, v, mask), 0.0)
     for options in ({}, {"offset": ctx.offset, "valid": ctx.valid_keys}):
-        found = attend_chosen(ctx.inputs(q, k, v), on, least=EAGER, **options)
+        found = attend_chosen(ctx.inputs(q, k, v), on, **EAGER, **options)
         keep = mask.any(-1).expand(*on.shape)
         torch.testing.assert_close(found[keep], expected[keep], rtol=0, atol=1e-12)
         assert not found[~on].any()
@@ -53,17 +53,17 @@ def test_other_masks():
         x = ctx.inputs(q, k, v)
         x.mask = mask
         wanted = mask.rows(0, 31, 0, 31)
-        found = attend_chosen(x, on, least=EAGER)
+        found = attend_chosen(x, on, **EAGER)
         expected = torch.where(on[..., None], dense(q, k, v, wanted), 0.0)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         one = Context.of(q[:, :, -1:], k).inputs(q[:, :, -1:], k, v)
         one.mask = TensorMask(wanted[..., -1:, :], 1, 31)
         torch.testing.assert_close(
-            attend_chosen(one, on[:, :, -1:], least=EAGER), expected[:, :, -1:], rtol=0, atol=1e-12
+            attend_chosen(one, on[:, :, -1:], **EAGER), expected[:, :, -1:], rtol=0, atol=1e-12
         )
     whole = Context.of(q, k, causal=False).inputs(q, k, v)
     expected = torch.where(on[..., None], dense(q, k, v, None), 0.0)
-    torch.testing.assert_close(attend_chosen(whole, on, least=EAGER), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend_chosen(whole, on, **EAGER), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_all_rows(kv_heads):
     tensors = [t.requires_grad_() for t in (q, k, v)]
     causal = torch.ones(41, 41, dtype=torch.bool).tril()
     expected = torch.where(on[..., None], dense(q, k, v, causal), 0.0)
-    found = attend_chosen(Context.of(q, k).inputs(q, k, v), on, offset=0, least=EAGER)
+    found = attend_chosen(Context.of(q, k).inputs(q, k, v), on, offset=0, **EAGER)
     for one, other in zip(
         torch.autograd.grad(found.sin().sum(), tensors),
         torch.autograd.grad(expected.sin().sum(), tensors),
@@ -81,31 +81,58 @@ def test_gradients_are_those_of_all_rows(kv_heads):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_rows_that_are_off_are_not_computed(monkeypatch):
+@pytest.mark.parametrize("trained", [False, True])
+def test_rows_that_are_off_are_not_computed(monkeypatch, trained):
     counted = []
-    real = engine.attend_reshaped
-    monkeypatch.setattr(
-        engine, "attend_reshaped", lambda x, f: counted.append(x.q.shape[1] * x.q.shape[2]) or real(x, f)
-    )
+    name, where = ("attend_reshaped", engine) if trained else ("scaled_dot_product_attention", engine.F)
+    real = getattr(where, name)
+
+    def counting(*args, **options):
+        q = args[0].q if trained else args[0]
+        counted.append(q.shape[1] * q.shape[2])
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, name, counting)
     q, k, v, _ = given(200, kv_heads=4, batch=1)
+    q.requires_grad_(trained)
     for share in (1, 2, 3):
         on = torch.zeros(1, 4, 200, dtype=torch.bool)
-        on[:, :share, ::2] = True
+        on[:, :share, ::4] = True
         attend_chosen(Context.of(q, k).inputs(q, k, v), on, offset=0)
-    assert counted == [100, 200, 300]
+    assert counted == [50, 100, 150]
     poisoned = k.clone()
     poisoned[:, 3] = torch.nan
     out = attend_chosen(Context.of(q, k).inputs(q, poisoned, v), on, offset=0)
-    last = Context.of(q[:, :, -2:-1], k[:, :, :-1]).inputs(q[:, :, -2:-1], poisoned[:, :, :-1], v[:, :, :-1])
+    last = Context.of(q[:, :, -4:-3], k[:, :, :-3]).inputs(q[:, :, -4:-3], poisoned[:, :, :-3], v[:, :, :-3])
     assert out.isfinite().all()
-    assert attend_chosen(last, on[:, :, -2:-1], least=(2, 1)).isfinite().all()
+    assert attend_chosen(last, on[:, :, -4:-3], **EAGER).isfinite().all()
+
+
+def test_heads_of_which_most_rows_are_chosen_go_as_they_are(monkeypatch):
+    sizes = []
+    real = engine.F.scaled_dot_product_attention
+    q, k, v, _ = given(200, kv_heads=4, batch=1)
+    on = torch.zeros(1, 4, 200, dtype=torch.bool)
+    on[:, 0], on[:, 1, ::2], on[:, 2, ::4] = True, True, True
+    expected = torch.where(on[..., None], dense(q, k, v, torch.ones(200, 200, dtype=torch.bool).tril()), 0.0)
+    monkeypatch.setattr(
+        engine.F, "scaled_dot_product_attention",
+        lambda q, *a, **o: sizes.append(tuple(q.shape[1:3])) or real(q, *a, **o),
+    )  # fmt: skip
+    found = attend_chosen(Context.of(q, k).inputs(q, k, v), on, offset=0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert sizes == [(2, 200), (1, 50)]
+    sizes.clear()
+    on[:, 2:, ::2] = True
+    assert attend_chosen(Context.of(q, k).inputs(q, k, v), on, offset=0)[~on].abs().max() == 0
+    assert [rows for _, rows in sizes] == [200]
 
 
 def test_nothing_chosen_and_everything_chosen():
     q, k, v, on = given(40, kv_heads=4)
     x = Context.of(q, k).inputs(q, k, v)
-    assert not attend_chosen(x, torch.zeros_like(on), offset=0, least=EAGER).any()
-    everything = attend_chosen(x, torch.ones_like(on), offset=0, least=EAGER)
+    assert not attend_chosen(x, torch.zeros_like(on), offset=0, **EAGER).any()
+    everything = attend_chosen(x, torch.ones_like(on), offset=0, **EAGER)
     expected = dense(q, k, v, torch.ones(40, 40, dtype=torch.bool).tril())
     torch.testing.assert_close(everything, expected, rtol=0, atol=1e-12)
 
