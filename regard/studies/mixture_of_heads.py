@@ -66,9 +66,9 @@ class Size:
     steps: int = 500
     convert_steps: int = 100
     asked: int = 256
-    dense_steps: int = 6
-    tuning_steps: int = 14
-    length: int = 191
+    dense_steps: int = 4
+    tuning_steps: int = 10
+    length: int = 127
     windows: int = 6
     tiny: bool = False
 
@@ -184,7 +184,7 @@ class MixtureOfHeadsStudy(Study):
         ),
         Claim(
             name="returns",
-            text="A dozen steps bring back more than half of what routing SmolLM2 by query norm cost.",
+            text="Ten steps bring back more than half of what routing SmolLM2 by query norm cost.",
             rules=(
                 Rule(measure="returned", comparison="above", threshold=0.5),
                 below("tuned_query_norm", "adapted_query_norm"),

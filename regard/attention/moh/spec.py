@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from regard.attention.costs import Costs
+from regard.attention.costs import READS_CACHE
 from regard.attention.head_router import Kind, Preset, check_options, check_split, spread
 from regard.attention.moh.layer import MoHAttention, check_layer
 from regard.attention.registry import Spec, mechanism
@@ -78,7 +78,7 @@ class MixtureOfHeads(Spec):
     """
 
     module: ClassVar = MoHAttention
-    costs: ClassVar = Costs(time="T^2 D a", memory="T", step_time="T D a", step_memory="T D")
+    costs: ClassVar = READS_CACHE
     dim: int
     heads: int
     shared: int
