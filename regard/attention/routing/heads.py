@@ -13,7 +13,13 @@ from regard.attention.routing.balanced import attend_balanced, members, warn_of_
 from regard.attention.routing.clusters import Clusters, normalized
 from regard.attention.routing.local import attend_local, local_mask
 from regard.attention.routing.options import Options
-from regard.attention.routing.recent import Members, attend_last, attend_recent, seen_by_last
+from regard.attention.routing.recent import (
+    Members,
+    attend_listed,
+    attend_recent,
+    listed_last,
+    seen_by_last,
+)
 from regard.attention.routing.reference import routed_weights
 from regard.engines.rows import expand_heads
 from regard.errors import RegardError, ShapeMismatch
@@ -108,7 +114,9 @@ class RoutingHeads(Mechanism):
         layout = Layout.of(ctx, q.shape[2], k.shape[2], q.device)
         rows, keys, values = layout.compact_rows(q), layout.compact_keys(k), layout.compact_keys(v)
         outs = []
-        if self.clusters is not None:
+        if self.clusters is not None and self._decodes(q, layout):
+            outs.append(self._last(rows[:, : self.routed], keys, values, k, ctx, layout))
+        elif self.clusters is not None:
             some = [expand_heads(x, self.heads)[:, : self.routed] for x in (rows, keys, values)]
             outs.append(self._routed(some[0], some[1], some[2], k, ctx, layout))
         if self.routed < self.heads:
@@ -140,13 +148,30 @@ class RoutingHeads(Mechanism):
             rows, keys = self._balanced(x, y, layout)
             return attend_balanced(a, b, v, rows, keys, layout, scale, options)
         own, of_key = clusters.nearest(x, options.nearest), self._of_keys(y, given, ctx, layout)
-        if q.shape[2] == 1 and k.shape[2]:
-            real = torch.arange(k.shape[2], device=k.device) < layout.seen[:, None]
-            of_key = torch.where(real[:, None, :, None], of_key, options.clusters)
-            seen = seen_by_last(own[:, :, 0], of_key, options.cluster_size)
-            return attend_last(a, b, v, seen, layout.offset, scale, options)
         found = Members.of(own, of_key, layout, options.clusters)
         return attend_recent(a, b, v, found, layout, scale, options)
+
+    def _decodes(self, q: Tensor, layout: Layout) -> bool:
+        """Whether one row is asked for and nothing is learned, so that few keys have to be touched."""
+        return q.shape[2] == 1 and layout.keys > 0 and not self.balanced and not self.training
+
+    def _last(self, q: Tensor, k: Tensor, v: Tensor, given: Tensor, ctx: Context, layout: Layout) -> Tensor:
+        """Cluster heads of one row [B, routed, 1, Dv]: only the keys that it sees are fetched."""
+        clusters, options, group = self.clusters, self.options, self.heads // k.shape[1]
+        assert clusters is not None
+        clusters.settle()
+        x = normalized(q, options.norm)
+        own, of_key = clusters.nearest(x, options.nearest)[:, :, 0], self._of_keys(None, given, ctx, layout)
+        if layout.key_at is not None:
+            real = _before(layout.seen, k)
+            of_key = torch.where(real[:, None, :, None], of_key, options.clusters)
+        seen = seen_by_last(own, of_key, options.cluster_size)
+        listed = listed_last(seen, layout.offset, options.mask_self)
+        batch = torch.arange(len(q), device=q.device)[:, None, None]
+        head = torch.arange(self.routed, device=q.device)[None, :, None] // group
+        k, v = (z[batch, head, listed.clamp_min(0)].to(x.dtype) for z in (k, v))
+        a, b = (x, normalized(k, options.norm)) if options.norm == "layernorm" else (q.to(x.dtype), k)
+        return attend_listed(a, b, v, listed, options.factor(q.shape[3], ctx.scale))
 
     def _balanced(self, x: Tensor, y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The queries and keys of each cluster, of normalised ones."""
@@ -155,11 +180,18 @@ class RoutingHeads(Mechanism):
         rows = members(self.clusters.affinity(x), size, layout.rows)
         return rows, members(self.clusters.affinity(y), size, layout.seen)
 
-    def _of_keys(self, y: Tensor, k: Tensor, ctx: Context, layout: Layout) -> Tensor:
-        """The clusters of compact keys [B, routed, S, m]; in decoding those of earlier keys are kept."""
+    def _of_keys(self, y: Tensor | None, k: Tensor, ctx: Context, layout: Layout) -> Tensor:
+        """The clusters of compact keys [B, routed, S, m]; in decoding those of earlier keys are kept.
+
+        Args:
+            y: the compact keys, normalised, where they are at hand.
+            k: the keys as they came.
+        """
         assert self.clusters is not None
         if ctx.kept is None:
-            return self.clusters.nearest(y, self.options.nearest)
+            if y is not None:
+                return self.clusters.nearest(y, self.options.nearest)
+            return layout.compact_keys(self.assign(k))
         earlier, known = ctx.offset, ctx.kept.get("clusters")
         k = k[:, :, : earlier + ctx.mask.queries]
         if known is None or known.shape[:2] != (len(k), self.routed) or known.shape[2] < earlier:

@@ -179,22 +179,30 @@ def seen_by_last(own: Tensor, of_key: Tensor, window: int) -> Tensor:
     return seen
 
 
-def attend_last(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, at: Tensor, scale: float, options: Options
-) -> Tensor:
-    """Return attention of the last position alone to the keys that it sees, [B, H, 1, Dv].
+def listed_last(seen: Tensor, at: Tensor, mask_self: bool) -> Tensor:
+    """Return the keys that the last position sees, int64 [B, H, n], -1 for none.
 
     Args:
-        q: [B, H, 1, D].
         seen: bool [B, H, S], as `seen_by_last` gives it.
         at: int64 [B|1], which key it is itself.
+        mask_self: whether it sees itself only where it sees nothing else.
     """
-    if options.mask_self:
-        own = torch.arange(seen.shape[2], device=seen.device) == at[:, None, None]
-        other = seen & ~own
+    time = torch.arange(seen.shape[2], device=seen.device)
+    if mask_self:
+        other = seen & (time != at[:, None, None])
         seen = torch.where(other.any(-1, keepdim=True), other, seen)
     most = max(1, int(seen.sum(-1).max()))
-    time = torch.where(seen, torch.arange(seen.shape[2], device=seen.device), seen.shape[2])
-    listed = time.topk(most, -1, largest=False).values
-    index = torch.where(listed < seen.shape[2], listed, -1)
-    return attend_blocks(q, k, v, index[:, :, None], scale=scale)[0]
+    listed = torch.where(seen, time, len(time)).topk(most, -1, largest=False).values
+    return torch.where(listed < len(time), listed, -1)
+
+
+def attend_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, scale: float) -> Tensor:
+    """Return attention of one row to keys that were fetched for it, [B, H, 1, Dv].
+
+    Args:
+        q, k, v: [B, H, 1, D], [B, H, n, D] and [B, H, n, Dv].
+        listed: int64 [B, H, n], -1 where a key is none.
+    """
+    every = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=q.device)
+    visible = (listed >= 0)[:, :, None, None]
+    return attend_blocks(q, k, v, every, key_block=k.shape[2], visible=visible, scale=scale)[0]
