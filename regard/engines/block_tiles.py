@@ -8,7 +8,8 @@ group reads one list, else one query head. A *piece* is some units times some qu
     values   [Z, N, Dv]
 
 Keys and values lie side by side, [key block, key_block * (D + Dv)], so that one `index_select` of whole
-blocks fetches both, in pieces small enough to stay in a cache. Room is made once and used by every piece.
+blocks fetches both, in pieces small enough to stay in the cache that cores share. Room is made once and used
+by every piece.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = {"cpu": 2**19, "cuda": 2**26}
+PIECE = {"cpu": 2**21, "cuda": 2**26}
 
 Visible = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,6 +40,7 @@ class Lists:
         size: R, rows in a query block.
         rows: int64 [B|1, H|1, Q, R], -1 for none, or None where query block j is the rows from j R.
         visible: of positions, or bool [B|1, H|1, Q|1, R, N], or None.
+        clear: of the n listed blocks, from the first, how many exist and are visible to all rows.
     """
 
     index: Tensor
@@ -47,6 +49,7 @@ class Lists:
     size: int
     rows: Tensor | None
     visible: Visible | Tensor | None
+    clear: int = 0
 
     @property
     def blocks(self) -> int:
@@ -59,8 +62,11 @@ class Lists:
         return self.index.shape[3] * self.key_block
 
     def listed_keys(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Return the keys of query blocks `start:stop`, [B|1, Hu|1, Q', N], and which exist, None for all."""
-        some = self.index[:, :, start:stop]
+        """Return the keys of query blocks `start:stop` that are not clear, and which exist, None for all.
+
+        Both are [B|1, Hu|1, Q', N'].
+        """
+        some = self.index[:, :, start:stop, self.clear :]
         inside = torch.arange(self.key_block, device=some.device)
         keys = (some[..., None] * self.key_block + inside).flatten(3)
         if not self._ragged:
@@ -73,7 +79,9 @@ class Lists:
         return self.keys % self.key_block != 0 or bool((self.index < 0).any())
 
     def mask(self, start: int, stop: int, group: int) -> Tensor | None:
-        """Return what query blocks `start:stop` see, bool [B|1, Hu|1, Q', G|1, R, N], or None for all.
+        """Return what query blocks `start:stop` see, bool [B|1, Hu|1, Q', G|1, R, N'], or None for all.
+
+        N' is without the keys of the blocks that are clear.
 
         Args:
             group: G, query heads to a unit.
@@ -111,7 +119,7 @@ def grouped_mask(mask: Tensor, group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """Units `first:last` of query blocks `start:stop`; `hidden` is 0 or -inf [U'|1, Q'|1, G|1, R|1, N]."""
+    """Units `first:last` of query blocks `start:stop`; `hidden` is 0 or -inf [U'|1, Q'|1, G|1, R|1, N']."""
 
     first: int
     last: int
@@ -163,8 +171,8 @@ class Tiles:
         fit = max(1, PIECE.get(self.device.type, PIECE["cuda"]) // each)
         all_units = self.batch * self.units
         said = [x for x in (lists.index, lists.rows, lists.visible) if isinstance(x, Tensor)]
-        blocks = min(lists.blocks, max(1, fit // max(x.shape[0] * x.shape[1] for x in said)))
-        some = min(all_units, max(1, fit // blocks))
+        blocks = _even(lists.blocks, fit // max(x.shape[0] * x.shape[1] for x in said))
+        some = _even(all_units, fit // blocks)
         for start in range(0, lists.blocks, blocks):
             stop = min(start + blocks, lists.blocks)
             mask = lists.mask(start, stop, group)
@@ -234,8 +242,15 @@ class Tiles:
         torch.bmm(queries, keys.transpose(1, 2), out=scores)
         if piece.hidden is not None:
             blocks = piece.stop - piece.start
-            scores.view(-1, blocks, self.group, self.lists.size, keys.shape[1]).add_(piece.hidden)
+            asked = scores[..., self.lists.clear * self.lists.key_block :]
+            asked.unflatten(1, (self.group, self.lists.size)).unflatten(0, (-1, blocks)).add_(piece.hidden)
         return scores
+
+
+def _even(count: int, most: int) -> int:
+    """The size of pieces of at most `most` that cut `count` most evenly."""
+    most = min(count, max(1, most))
+    return -(-count // -(-count // most))
 
 
 def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:

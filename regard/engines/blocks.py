@@ -15,6 +15,7 @@ joins parts, Rabe and Staats, 2021, arXiv 2112.05682, section 2.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def attend_blocks(
     visible: Visible | Tensor | None = None,
     scale: float | None = None,
     merge: bool = True,
+    clear: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return softmax attention of query blocks over the key blocks that each lists, and its logsumexp.
@@ -64,6 +66,8 @@ def attend_blocks(
             there is no row about any.
         scale: factor on q k^T; default 1 / sqrt(D).
         merge: whether the listed blocks share one softmax; else each has its own.
+        clear: a promise that saves time: of the blocks that each query block lists, so many, from the first,
+            exist, are whole and visible to all its rows. A function `visible` need not be asked about them.
         backend: `torch` or `triton`; by default `triton` on a GPU where it can be used.
 
     Returns:
@@ -84,10 +88,14 @@ def attend_blocks(
         [0.5, 0.5, 1.5, 1.5]
     """
     lists, units = _lists(q, k, v, index, key_block, query_block, rows, visible)
+    if clear < 0:
+        raise RegardError(f"clear is {clear}; it must be a number of listed blocks.")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not merge:
         return _apart(q, k, v, lists, units, scale, backend)
     by_triton = uses_triton(backend, q, k, v)
+    if clear and not by_triton and not isinstance(visible, Tensor):
+        lists = replace(lists, clear=min(clear, index.shape[3]))
     if _empty(q, lists):
         shape = q.shape[:3] if rows is None else (*q.shape[:2], *lists.index.shape[2:3], lists.size)
         return _nothing(q, v, shape)
@@ -123,7 +131,9 @@ def merge_parts(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     whole = shares.sum(0)
     some = whole > 0
     weights = shares / torch.where(some, whole, 1.0)
-    out = torch.stack([(w[..., None] * x) for w, (x, _) in zip(weights, parts, strict=True)]).sum(0)
+    out = weights[0][..., None] * parts[0][0]
+    for w, (x, _) in zip(weights[1:], parts[1:], strict=True):
+        out = torch.addcmul(out, w[..., None], x.to(out.dtype))
     lse = torch.where(some, torch.where(some, whole, 1.0).log() + highest, -torch.inf)
     return out.to(parts[0][0].dtype), lse
 
@@ -226,6 +236,7 @@ def _few(lists: Lists, k: Tensor) -> bool:
 
 def _fetched(k: Tensor, v: Tensor, lists: Lists, units: int, group: int) -> tuple[Tensor, Tensor, Lists]:
     """Return the listed keys and values alone, of every unit, and the lists as they read these."""
+    lists = replace(lists, clear=0)
     keys, exist = lists.listed_keys(0, lists.blocks)
     visible = _seen(lists, keys, exist, group)
     batch, kv_heads = k.shape[:2]

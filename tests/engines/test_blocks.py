@@ -141,6 +141,24 @@ def test_visible_as_a_tensor_says_the_same_as_a_function(merge):
         same(attend_blocks(q, k, v, **{**call, "visible": mask}), attend_blocks(q, k, v, **call))
 
 
+def test_what_is_clear_is_not_asked_about(monkeypatch):
+    q, k, v = inputs(length=12, keys=13)
+    index = torch.arange(4).expand(1, 4, 3, -1)
+    asked = []
+
+    def visible(rows, keys):
+        asked.append(keys)
+        return keys <= rows + 6
+
+    for piece in (1, 2**20):
+        monkeypatch.setitem(block_tiles.PIECE, "cpu", piece)
+        whole = attend_blocks(q, k, v, index, key_block=3, query_block=4, visible=visible)
+        asked.clear()
+        found = attend_blocks(q, k, v, index, key_block=3, query_block=4, visible=visible, clear=2)
+        torch.testing.assert_close(found, whole)
+        assert asked and all(keys.min() == 6 and keys.shape[-1] == 6 for keys in asked)
+
+
 def test_all_blocks_listed_is_dense_causal_attention_and_its_gradients():
     q, k, v = (x.requires_grad_() for x in inputs(length=13))
     index = torch.arange(7).view(1, 1, 1, -1).expand(1, 1, 4, -1)
