@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regard.attention.mechanism import Context
@@ -80,6 +81,32 @@ class Layout:
         last = torch.minimum(last, self.rows[:, None])
         ends = last + self.offset[:, None] if self.causal else self.seen[:, None].expand(-1, blocks)
         return torch.where(first < self.rows[:, None], ends, 0)
+
+
+def rows_of(x: Tensor, per: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the rows of x [B, H, S, D] as a matrix [N, per D], and where each head begins, int64 [B, H].
+
+    Nothing is copied where heads are whole rows apart, as in a part of a cache with room for more.
+
+    Args:
+        per: consecutive positions that make a row; in the last of a head some may belong to no position.
+    """
+    batch, heads, length, width = x.shape
+    if (x.requires_grad and torch.is_grad_enabled()) or not lies_in_rows(x, per):
+        x = F.pad(x, (0, 0, 0, -length % per)).contiguous()
+        length = x.shape[2]
+    width *= per
+    far, next_head = x.stride()[0] // width, x.stride()[1] // width
+    count = (batch - 1) * far + (heads - 1) * next_head + length // per if x.numel() else 0
+    first = torch.arange(batch, device=x.device)[:, None] * far
+    return x.as_strided((count, width), (width, 1)), first + torch.arange(heads, device=x.device) * next_head
+
+
+def lies_in_rows(x: Tensor, per: int = 1) -> bool:
+    """Whether `rows_of` need not copy."""
+    width, (far, next_head, next_row, one) = x.shape[3], x.stride()
+    apart = not far % (per * width) and not next_head % (per * width)
+    return apart and next_row == width and one == 1 and not x.shape[2] % per
 
 
 def _taken(x: Tensor, at: Tensor) -> Tensor:

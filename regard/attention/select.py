@@ -11,6 +11,7 @@ the same on every machine. Whoever wants a control passes its scores to the same
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def top_mask(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if isinstance(count, int):
-        lowest = scores.kthvalue(n - most + 1, keepdim=True).values
+        lowest = _lowest(scores, most)
     else:
         ranked = scores.topk(most, -1).values if most * MANY < n else scores.sort(-1, descending=True).values
         lowest = ranked.gather(-1, (counts - 1).clamp_min(0))
@@ -93,17 +94,18 @@ def top_k(scores: Tensor, k: int, valid: Tensor | None = None, *, by_score: bool
         >>> top_k(torch.tensor([1.0, 3.0]), 3, by_score=True).tolist()
         [1, 0, -1]
     """
-    _check_count(torch.as_tensor(k))
+    if k < 0:
+        _check_count(torch.tensor(k))
     scores = _eligible(scores, valid)
     n, take = scores.shape[-1], min(k, scores.shape[-1])
     if by_score:
         ranked, order = scores.sort(dim=-1, descending=True, stable=True)
         found = order[..., :take].masked_fill(ranked[..., :take] == -torch.inf, -1)
     else:
+        unequal = _unequal(scores, take)
+        if unequal is not None:
+            return torch.nn.functional.pad(unequal, (0, k - take), value=-1) if k > take else unequal
         chosen = top_mask(scores, take)
-        rows = chosen[..., 0].numel() if n else 0
-        if int(chosen.sum()) == take * rows:
-            return _places(chosen, take, k)
         places = torch.where(chosen, torch.arange(n, device=scores.device), n)
         found = places.topk(take, -1, largest=False).values if take * MANY < n else places.sort(-1).values
         found = found[..., :take]
@@ -111,11 +113,26 @@ def top_k(scores: Tensor, k: int, valid: Tensor | None = None, *, by_score: bool
     return torch.nn.functional.pad(found, (0, k - take), value=-1)
 
 
-def _places(chosen: Tensor, take: int, k: int) -> Tensor:
-    """Where bool [..., N] with `take` True in each row is True, int64 [..., k], with -1 at the end."""
-    rows = torch.arange(chosen.shape[:-1].numel(), device=chosen.device).view(*chosen.shape[:-1], 1)
-    found = chosen.flatten().nonzero().view(*chosen.shape[:-1], take) - rows * chosen.shape[-1]
-    return torch.nn.functional.pad(found, (0, k - take), value=-1) if k > take else found
+def _lowest(scores: Tensor, take: int) -> Tensor:
+    """The `take`-th highest of the last axis, [..., 1]."""
+    at = scores.shape[-1] - take
+    if scores.device.type == "cpu":  # where numpy is several times faster
+        return torch.from_numpy(np.partition(scores.numpy(), at, -1)[..., at : at + 1])
+    return scores.kthvalue(at + 1, keepdim=True).values
+
+
+def _unequal(scores: Tensor, take: int) -> Tensor | None:
+    """Return the places of the `take` highest, ascending, where none is as high as the next or -inf."""
+    if not take or not scores.numel():
+        return None
+    lowest = _lowest(scores, take)
+    chosen = scores >= lowest
+    rows = lowest.numel()
+    if int(chosen.sum()) != take * rows or bool((lowest == -torch.inf).any()):
+        return None
+    places = chosen.flatten().nonzero().view(*scores.shape[:-1], take)
+    first = torch.arange(0, rows * scores.shape[-1], scores.shape[-1], device=scores.device)
+    return places - first.view(lowest.shape)
 
 
 def random_scores(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from regard.attention import Context, HiP, MultiHeadAttention, get, hip_attentio
 from regard.attention.hip import HiPAttention
 from regard.attention.hip import heads as hip_heads
 from regard.attention.hip.reference import seen_by_definition
+from regard.attention.layout import rows_of
 from regard.attention.softmax import SoftmaxAttention
 from regard.errors import RegardError, ShapeMismatch
 
@@ -51,6 +52,41 @@ def test_the_search_is_its_definition(spec, side):
         ctx = Context.of(q, k, causal=spec.window > 0, valid=valid)
         found = hip_mask(q, k, spec, valid=valid).to_dense()
         assert torch.equal(found, seen_by_definition(q, k, ctx, spec))
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("sink", [4, 64])
+def test_it_is_softmax_over_what_it_sees(sink, side):
+    spec = replace(SMALL, k=40, query_block=4, sink=sink)
+    for queries, keys in ((200, 200), (45, 45), (70, 200)):
+        q, k, v = drawn(queries, keys, batch=2)
+        valid = None if side == "none" else padded(keys, side)
+        seen = hip_mask(q, k, spec, valid=valid).to_dense()
+        expected = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        expected = torch.where(seen.any(-1, True), expected, 0.0)
+        torch.testing.assert_close(hip_attention(q, k, v, spec, valid=valid), expected)
+
+
+def test_one_row_searches_long_texts_as_it_is_defined():
+    """Where scoring all keys would read more than the rounds do, and where it reads less."""
+    for keys in (60, 900, 901):
+        q, k, _ = drawn(1, keys)
+        found = hip_mask(q, k, SMALL).to_dense()
+        assert torch.equal(found, seen_by_definition(q, k, Context.of(q, k), SMALL))
+
+
+@pytest.mark.parametrize("per", [1, 2])
+def test_part_of_a_cache_is_read_where_it_lies(per):
+    cache = torch.randn(2, 3, 12, 4)
+    cases = {"part": cache[:, :, 2:8], "odd": cache[:, :, :7], "turned": cache.transpose(1, 2)}
+    for name, x in {**cases, "alike": cache[:1].expand(2, -1, -1, -1)}.items():
+        flat, first = rows_of(x, per)
+        whole = x.shape[2] // per
+        at = (first[..., None] + torch.arange(whole)).flatten()
+        assert torch.equal(flat[at].view(*x.shape[:2], whole * per, 4), x[:, :, : whole * per])
+        copied = name == "turned" or (name == "odd" and per == 2)
+        assert (flat.data_ptr() == x.data_ptr()) != copied
+    assert rows_of(cache[:0])[0].shape == (0, 4)
 
 
 def test_every_row_sees_its_window_the_first_tokens_and_at_most_k_more():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.attention.hip.attend import attend_found, attend_one
+from regard.attention.hip.attend import Far, attend_found, attend_one, fetch
 from regard.attention.hip.looked import looked_at
 from regard.attention.hip.reference import seen_by_definition
 from regard.attention.hip.search import everything, search, spans_of
@@ -17,6 +17,8 @@ from regard.attention.mechanism import Context, LookedAt, Mechanism
 
 if TYPE_CHECKING:
     from regard.attention.hip.spec import HiP
+
+FETCHED = ("tokens", "far keys", "far values")
 
 
 class HiPAttention(Mechanism):
@@ -51,7 +53,8 @@ class HiPAttention(Mechanism):
         ctx = self.context(q, k, ctx)
         layout = Layout.of(ctx, q.shape[2], k.shape[2], q.device)
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-        return hip_rows(q, k, v, self.chosen(q, k, ctx, layout), layout, self.spec, scale)
+        chosen = self.chosen(q, k, ctx, layout)
+        return hip_rows(q, k, v, chosen, layout, self.spec, scale, ctx.kept)
 
     @torch.no_grad()
     def looked_at(self, q: Tensor, k: Tensor, ctx: Context | None = None) -> LookedAt:
@@ -71,8 +74,11 @@ class HiPAttention(Mechanism):
             found = self._still_good(kept, q, layout)
             if found is not None:
                 return found
+        elif ctx.kept:
+            ctx.kept.clear()  # several tokens may have replaced some that were fetched
         chosen = search(layout.compact_rows(q), k, layout, self.spec)
         if kept is not None:
+            kept.clear()
             kept.update(chosen=chosen, keys=layout.keys)
         return chosen
 
@@ -83,7 +89,9 @@ class HiPAttention(Mechanism):
             return None
         searched = chosen.shape[3] == -(-self.spec.k // self.spec.key_block)
         recent = 0 <= layout.keys - kept["keys"] < self.spec.refresh
-        return everything(chosen, spans_of(layout, self.spec), self.spec) if searched and recent else None
+        if not searched or not recent:
+            return None
+        return chosen if layout.key_at is None else everything(chosen, spans_of(layout, self.spec), self.spec)
 
     def extra_repr(self) -> str:
         return repr(self.spec)
@@ -109,12 +117,34 @@ def module_of(spec: HiP) -> HiPAttention:
 
 
 def hip_rows(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, layout: Layout, spec: HiP, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    layout: Layout,
+    spec: HiP,
+    scale: float,
+    kept: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Return HiP attention [B, H, T, Dv] to given key blocks; zeros at padding."""
+    """Return HiP attention [B, H, T, Dv] to given key blocks; zeros at padding.
+
+    Args:
+        kept: what lasts from one decoded token to the next.
+    """
     if q.shape[2] == 0 or layout.keys == 0:
         return q.new_zeros(*q.shape[:3], v.shape[3])
     if q.shape[2] == 1 and layout.causal:
-        return layout.placed(attend_one(layout.compact_rows(q), k, v, chosen, layout, spec, scale))
+        far = _far(chosen, k, v, layout, spec, {} if kept is None else kept)
+        return layout.placed(attend_one(layout.compact_rows(q), k, v, far, layout, spec, scale))
     compact = layout.compact_rows(q), layout.compact_keys(k), layout.compact_keys(v)
     return layout.placed(attend_found(*compact, chosen, layout, spec, scale))
+
+
+def _far(chosen: Tensor, k: Tensor, v: Tensor, layout: Layout, spec: HiP, kept: dict[str, Any]) -> Far:
+    """What chosen blocks hold; where a search serves several tokens, it is fetched once."""
+    if chosen is not kept.get("chosen") or torch.is_grad_enabled():
+        return fetch(chosen, k, v, layout, spec)
+    if FETCHED[0] not in kept:
+        far = fetch(chosen, k, v, layout, spec)
+        kept.update(zip(FETCHED, (far.tokens, far.keys, far.values), strict=True))
+    return Far(*(kept[name] for name in FETCHED))

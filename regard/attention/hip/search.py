@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from regard.attention.layout import Layout
+from regard.attention.layout import Layout, lies_in_rows, rows_of
 from regard.attention.select import top_k
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ class _Search:
         self.spec, self.layout, self.k = spec, layout, k
         self.q = q
         self.batch, self.heads = q.shape[:2]
-        self.group = self.heads // k.shape[1]
         self.wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.keep = -(-spec.k // spec.key_block)
         self.first = spec.sink // spec.key_block
@@ -88,10 +88,11 @@ class _Search:
         self.size = min(spec.query_block, max(1, q.shape[2]))
         # of the tokens in the span, the last `size` at most are hidden from some query of a block
         self.late = 2 * ((self.size - 1) // spec.key_block + 2)
-        self.flat = k.reshape(-1, k.shape[3])
-        heads = torch.arange(self.batch * self.heads, device=k.device).view(self.batch, self.heads)
-        self.base = (heads // self.group * k.shape[2])[:, :, None, None]
+        self.per = self._per_row()
+        self.flat, first = rows_of(k, self.per)
+        self.base = first.repeat_interleave(self.heads // k.shape[1], 1)[:, :, None, None]
         self._room = k.new_empty(0)
+        self._table = self._all_scores() if self._reads_less_in_all() else None
 
     def run(self) -> Tensor:
         spec, most = self.spec, self.spans.amax(0).tolist()
@@ -109,7 +110,10 @@ class _Search:
             chosen = (
                 self._all(stop - start) if not searched else self._searched(self._piece(start, stop, most))
             )
-            found.append(everything(chosen[..., :width], self.spans[:, start:stop], spec))
+            chosen = chosen[..., :width]
+            if not searched or self.layout.key_at is not None:
+                chosen = everything(chosen, self.spans[:, start:stop], spec)
+            found.append(chosen)
             start = stop
         if not found:
             return self.spans.new_zeros(self.batch, self.heads, 0, 0)
@@ -142,17 +146,19 @@ class _Search:
         if self.spec.variant == "v1":
             return self._doubled(piece)
         edges = torch.arange(self.keep + 1, device=self.k.device) * piece.spans[..., None] // self.keep
-        starts, sizes = edges[:, None, :, :-1] + self.first, edges.diff()[:, None]  # [B|1, 1, Q', K]
+        # stretches [B|1, H|1, Q', n, 2]: where each begins, and its size
+        stretches = torch.stack([edges[:, None, :, :-1] + self.first, edges.diff()[:, None]], -1)
         for _ in range(_rounds(-(-piece.most // self.keep))):
-            half = sizes // 2
-            starts = torch.stack([starts, starts + half], -1).flatten(3)
-            sizes = torch.stack([half, sizes - half], -1).flatten(3)
-            speaks = starts + sizes // 2 if self.spec.representative == "center" else starts
-            kept = self._best(self._scores(piece, speaks), sizes > 0)
-            starts, sizes = (
-                x.expand(self.batch, self.heads, -1, -1).gather(3, kept) for x in (starts, sizes)
-            )
-        return starts
+            starts, sizes = stretches.unbind(-1)
+            half = sizes >> 1
+            halves = torch.stack([starts, half, starts + half, sizes - half], -1)
+            halves = halves.view(*starts.shape[:3], -1, 2)
+            starts, sizes = halves.unbind(-1)
+            speaks = starts + (sizes >> 1) if self.spec.representative == "center" else starts
+            kept = self._best(self._scores(piece, speaks), sizes == 0)
+            kept = kept[..., None].expand(*kept.shape, 2)
+            stretches = halves.expand(self.batch, self.heads, -1, -1, -1).gather(3, kept)
+        return stretches[..., 0]
 
     def _doubled(self, piece: _Piece) -> Tensor:
         """Cells of a grid of `keep` * 2, * 4, ... over the span, at last of one block each."""
@@ -165,42 +171,75 @@ class _Search:
             cells = torch.stack([begin, begin + 1], -1).flatten(3)
             twice = (torch.stack([begin, begin + 1], -1) < end[..., None]).flatten(3)
             scores = self._scores(piece, (cells * spans // finer).clamp(max=spans - 1) + self.first)
-            kept = self._best(scores, twice)
+            kept = self._best(scores, ~twice)
             cells = cells.expand(self.batch, self.heads, -1, -1).gather(3, kept)
             grid = finer
         return cells + self.first
 
+    def _per_row(self) -> int:
+        """How many keys are fetched as one: a block where blocks lie side by side, or are worth laying so."""
+        spec, k = self.spec, self.k
+        blocks = self.layout.key_at is None and spec.window and spec.key_stride == 1
+        lie = lies_in_rows(k, spec.key_block) or self.q.shape[2] > 1
+        return spec.key_block if blocks and lie else 1
+
+    def _reads_less_in_all(self) -> bool:
+        """Whether one row, in decoding, would read less of the keys if it were scored with all of them."""
+        plain = self.layout.key_at is None and self.spec.window and self.k.dtype == self.wide
+        if self.q.shape[2] != 1 or not plain:
+            return False
+        rounds = _rounds(-(-int(self.spans.max()) // self.keep)) if self.spans.numel() else 0
+        of_tree = self.heads * rounds * 2 * self.keep * len(self.inside)
+        return rounds > 0 and self.k.shape[1] * self.k.shape[2] <= of_tree
+
+    def _all_scores(self) -> Tensor:
+        """The scores of all blocks for one row, [B, H, 1, blocks]."""
+        spec, end = self.spec, self.layout.keys - self.spec.window
+        by_group = self.q.unflatten(1, (self.k.shape[1], -1)).squeeze(3)
+        scores = (by_group @ self.k[:, :, : self.layout.keys].transpose(2, 3)).flatten(1, 2)
+        scores[..., end:] = torch.finfo(self.wide).min
+        scores = scores[..., : end + spec.key_block - 1 - (end - 1) % spec.key_block]
+        by_place = scores.unflatten(2, (-1, spec.key_block)).unbind(-1)[:: spec.key_stride]
+        return reduce(torch.maximum, by_place)[:, :, None]
+
     def _scores(self, piece: _Piece, blocks: Tensor) -> Tensor:
         """Return the score of each block [B|1, H|1, Q', n], [B, H, Q', n]."""
-        tokens = (blocks[..., None] * self.spec.key_block + self.inside).flatten(3)
-        shape = self.batch, self.heads, len(piece.spans[0]), tokens.shape[3]
-        at = tokens.expand(shape)
+        some = self.batch, self.heads, len(piece.spans[0])
+        if self._table is not None:
+            return self._table.gather(3, blocks.expand(*some, -1))
+        at = blocks if self.per > 1 else self._tokens(blocks)
+        shape = *some, blocks.shape[3] * len(self.inside)
         if self.layout.key_at is not None:
-            known = self.layout.key_at[:, None, None].expand(*shape[:3], -1)
-            at = known.gather(3, at.clamp(max=known.shape[3] - 1))
-        at = (at.clamp(max=self.k.shape[2] - 1) if self.spec.window == 0 else at) + self.base
-        keys = self._fetched(at.flatten()).view(-1, shape[3], self.k.shape[3])
+            known = self.layout.key_at[:, None, None].expand(*some, -1)
+            at = known.gather(3, at.expand(shape).clamp(max=known.shape[3] - 1))
+        at = at.clamp(max=self.k.shape[2] - 1) if self.spec.window == 0 else at
+        keys = self._fetched((at + self.base).flatten()).view(-1, shape[3], self.k.shape[3])
         queries = piece.queries.flatten(0, 2)  # [B H Q', R, D]
         scores = torch.bmm(keys, queries.transpose(1, 2)).view(*shape, -1)
-        late = min(self.late * len(self.inside), shape[3])
-        hidden = tokens[..., -late:, None] >= piece.places[:, None, :, None] - self.spec.window
-        scores[..., -late:, :].masked_fill_(hidden, torch.finfo(self.wide).min)
-        return scores.view(*shape[:3], blocks.shape[3], -1).amax(-1)
+        late = self._tokens(blocks[..., -self.late :])
+        hidden = late[..., None] >= piece.places[:, None, :, None] - self.spec.window
+        scores[..., -late.shape[3] :, :].masked_fill_(hidden, torch.finfo(self.wide).min)
+        return scores.view(*some, blocks.shape[3], -1).amax(-1)
+
+    def _tokens(self, blocks: Tensor) -> Tensor:
+        """The keys of blocks [..., n] that take part in the search, [..., n * keys of a block]."""
+        return (blocks[..., None] * self.spec.key_block + self.inside).flatten(-2)
 
     def _fetched(self, at: Tensor) -> Tensor:
-        """The keys at places of `flat`, [n, D], in room that every round uses again."""
-        size = at.numel() * self.k.shape[3]
+        """The keys at rows of `flat`, in room that every round uses again."""
+        size = at.numel() * self.flat.shape[1]
         if self._room.numel() < size:
             self._room = self.k.new_empty(size)
-        into = self._room[:size].view(-1, self.k.shape[3])
+        into = self._room[:size].view(-1, self.flat.shape[1])
         return torch.index_select(self.flat, 0, at, out=into).to(self.wide)
 
-    def _best(self, scores: Tensor, there: Tensor) -> Tensor:
-        """Return the places of the `keep` best scores [B, H, Q', n], ascending.
+    def _best(self, scores: Tensor, absent: Tensor) -> Tensor:
+        """Return the places of the `keep` best of scores [B, H, Q', n], which are written to, ascending.
 
         A sequence of a padded batch that is too short to have so many is given all of its span afterwards.
         """
-        return top_k(scores.masked_fill_(~there, -torch.inf), self.keep).clamp(min=0)
+        best = top_k(scores.masked_fill_(absent, -torch.inf), self.keep)
+        return best if self.layout.key_at is None else best.clamp(min=0)
 
 
 def _rounds(size: int) -> int:
