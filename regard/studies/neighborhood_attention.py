@@ -24,7 +24,7 @@ from regard.studies.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
+    from torch import Tensor, nn
 
     from regard.studies.outcome import Outcome
 
@@ -210,18 +210,19 @@ class NeighborhoodAttentionStudy(Study):
         """Time tiles and gathered keys on lines and planes, one thread."""
         import torch
 
-        from regard.attention.neighborhood import na1d, na2d
+        from regard.attention.neighborhood import na1d, na2d, neighborhood_index
         from regard.studies.rounds import in_rounds
 
+        shapes: list[tuple[tuple[int, ...], int, Any]] = [
+            *(((length,), kernel, na1d) for length, kernel in LINES[: self.size.shapes]),
+            *(((side, side), kernel, na2d) for side, kernel in PLANES[: self.size.shapes]),
+        ]
         cases: dict[str, Callable[[], Any]] = {}
-        for length, kernel in LINES[: self.size.shapes]:
-            q, k, v = torch.randn(3, 1, length, HEADS, 32)
-            for impl in ("tiles", "index"):
-                cases[f"1d {length} {kernel} {impl}"] = partial(na1d, q, k, v, kernel, impl=impl)
-        for side, kernel in PLANES[: self.size.shapes]:
-            q, k, v = torch.randn(3, 1, side, side, HEADS, 32)
-            for impl in ("tiles", "index"):
-                cases[f"2d {side} {kernel} {impl}"] = partial(na2d, q, k, v, kernel, impl=impl)
+        for grid, kernel, attend in shapes:
+            q, k, v = torch.randn(3, 1, *grid, HEADS, 32)
+            name, index = f"{len(grid)}d {grid[0]} {kernel}", neighborhood_index(grid, kernel)
+            cases[f"{name} tiles"] = partial(attend, q, k, v, kernel)
+            cases[f"{name} gathered"] = partial(gathered, *(x[0].flatten(0, -3) for x in (q, k, v)), index)
         with one_thread(), torch.no_grad():
             return {"times": in_rounds(cases, self.size.rounds)}
 
@@ -320,6 +321,20 @@ def ways(side: int) -> dict[str, Callable[[], Any]]:
     }
 
 
+def gathered(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    """Return attention [N, H, D] of queries to listed keys [N, n], those of each query copied together."""
+    import torch
+
+    q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))
+    parts = []
+    rows = max(1, 2**20 // (index.shape[1] * q.shape[2]))
+    for start in range(0, len(index), rows):
+        near = index[start : start + rows]
+        scores = k[:, near] @ q[:, start : start + rows, :, None] * q.shape[2] ** -0.5  # [H, rows, n, 1]
+        parts.append((scores.softmax(2).mT @ v[:, near])[:, :, 0])
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
 def mixers(name: str) -> list[nn.Module]:
     """Return the attention of both layers, with fresh weights."""
     from regard.attention.neighborhood import NeighborhoodAttention
@@ -356,5 +371,5 @@ def exponents(times: Mapping[str, Sequence[float]], way: str) -> list[float]:
 def gained(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the time with gathered keys over that of tiles, by shape: the median over rounds."""
     shapes = [name.removesuffix(" tiles") for name in times if name.endswith(" tiles")]
-    pairs = {shape: zip(times[f"{shape} index"], times[f"{shape} tiles"], strict=True) for shape in shapes}
+    pairs = {shape: zip(times[f"{shape} gathered"], times[f"{shape} tiles"], strict=True) for shape in shapes}
     return {shape: middle([slow / fast for slow, fast in both]) for shape, both in pairs.items()}

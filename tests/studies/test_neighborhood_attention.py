@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from regard.attention.neighborhood import neighborhood_mask
+from regard.attention.neighborhood import na2d, neighborhood_index, neighborhood_mask
 from regard.studies import find_study, run
 from regard.studies import neighborhood_attention as parts
 from regard.studies.neighborhood_attention_rule import FAULTS, drawn, keys_of, mask_of
@@ -92,8 +92,15 @@ def test_exponents_and_gains_are_those_of_the_times():
     times |= {f"dense {n}": [n**4.0, n**4.0] for n in (8, 16, 32)}
     assert parts.exponents(times, "near") == pytest.approx([1, 1])
     assert parts.exponents(times, "dense") == pytest.approx([2, 2])
-    gains = parts.gained({"1d 9 3 tiles": [1.0, 1.0, 2.0], "1d 9 3 index": [4.0, 6.0, 6.0]})
+    gains = parts.gained({"1d 9 3 tiles": [1.0, 1.0, 2.0], "1d 9 3 gathered": [4.0, 6.0, 6.0]})
     assert gains == {"1d 9 3": 4.0}
+
+
+def test_gathered_keys_give_what_tiles_give():
+    q, k, v = torch.randn(3, 9, 8, 4, 32)
+    found = parts.gathered(*(x.flatten(0, 1) for x in (q, k, v)), neighborhood_index((9, 8), (5, 4)))
+    expected = na2d(q[None], k[None], v[None], (5, 4))[0].flatten(0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_models_differ_in_their_attention_alone():
