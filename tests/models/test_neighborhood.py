@@ -156,7 +156,8 @@ def test_it_trains_with_dropped_paths():
 def test_a_small_transformer_learns_to_copy_a_neighbour(axes):
     torch.manual_seed(0)
     sizes = {"dim": 16, "heads": 2, "layers": 2, "kernel_size": 3}
-    model = NeighborhoodTransformer(1, 1, **sizes, axes=axes, dilations=(1, 2))
+    model = NeighborhoodTransformer(1, 1, **sizes, axes=axes, dilations=(1, 2), position_bias=True)
+    assert sum(name.endswith("rpb") for name, _ in model.named_parameters()) == 2
     x = torch.randn(4, *((40,), (8, 8), (6, 6, 6))[axes - 1], 1)
     wanted = x.roll(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

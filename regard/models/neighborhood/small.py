@@ -28,6 +28,8 @@ class NeighborhoodTransformer(nn.Module):
         axes: of the grid, 1 to 3.
         dilations: of the layers, in turn.
         is_causal: whether axes have an order; one for all or one for each.
+        position_bias: whether layers have a table of biases by relative position, without which the inside of
+            a grid has no directions; not with `is_causal`.
         mlp_ratio: inner width of the MLPs over `dim`.
 
     Example:
@@ -39,7 +41,8 @@ class NeighborhoodTransformer(nn.Module):
 
     def __init__(
         self, inputs: int, outputs: int, *, dim: int, heads: int, layers: int, kernel_size: Numbers,
-        axes: int = 2, dilations: Sequence[int] = (1,), is_causal: Flags = False, mlp_ratio: float = 2.0,
+        axes: int = 2, dilations: Sequence[int] = (1,), is_causal: Flags = False,
+        position_bias: bool = False, mlp_ratio: float = 2.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if layers < 1 or not dilations:
@@ -49,7 +52,13 @@ class NeighborhoodTransformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(
                 NeighborhoodAttention(
-                    dim, heads, kernel_size, axes, dilation=dilations[i % len(dilations)], is_causal=is_causal
+                    dim,
+                    heads,
+                    kernel_size,
+                    axes,
+                    dilation=dilations[i % len(dilations)],
+                    is_causal=is_causal,
+                    position_bias=position_bias,
                 ),
                 int(mlp_ratio * dim),
             )
