@@ -222,7 +222,8 @@ class NeighborhoodAttentionStudy(Study):
             q, k, v = torch.randn(3, 1, *grid, HEADS, 32)
             name, index = f"{len(grid)}d {grid[0]} {kernel}", neighborhood_index(grid, kernel)
             cases[f"{name} tiles"] = partial(attend, q, k, v, kernel)
-            cases[f"{name} gathered"] = partial(gathered, *(x[0].flatten(0, -3) for x in (q, k, v)), index)
+            flat_q, flat_k, flat_v = (x[0].flatten(0, -3) for x in (q, k, v))
+            cases[f"{name} gathered"] = partial(gathered, flat_q, flat_k, flat_v, index)
         with one_thread(), torch.no_grad():
             return {"times": in_rounds(cases, self.size.rounds)}
 
