@@ -21,12 +21,13 @@ def test_those_that_choose_say_what():
 def test_it_is_where_the_matrix_has_weights(name, side):
     spec, early = SPECS[name], 4
     mechanism = spec.build()
+    decodes = "offset" not in spec.exempt or mechanism.decodes_approximately
     for causal in orders(spec):
         for length in spec.lengths():
             q, k, _ = inputs(length, kv_heads=2)
             valid = None if side is None else padded(length, side)
             real = torch.ones(BATCH, length, dtype=torch.bool) if valid is None else valid
-            for first in (0, early) if causal and side is None and length > early else (0,):
+            for first in (0, early) if decodes and causal and side is None and length > early else (0,):
                 ctx = Context.of(q[:, :, first:], k, causal=causal, valid=valid)
                 expected = mechanism.matrix(q[:, :, first:], k, ctx) > 0
                 rows = mechanism.looked_at(q[:, :, first:], k, ctx)
@@ -38,4 +39,6 @@ def test_it_is_where_the_matrix_has_weights(name, side):
                 found = torch.cat(parts, 2) if parts else expected
                 assert found.shape == shape and found.dtype == torch.bool
                 kept = real[:, None, first:, None]
-                assert torch.equal(found & kept, expected & kept)
+                own = torch.eye(length, dtype=torch.bool)[first:]  # it may be read only where nothing else is
+                assert torch.equal(found & kept & ~own, expected & kept & ~own)
+                assert (found | ~(expected & kept & own)).all()
