@@ -66,8 +66,8 @@ class Size:
     steps: int = 500
     convert_steps: int = 100
     asked: int = 256
-    dense_steps: int = 4
-    tuning_steps: int = 10
+    dense_steps: int = 10
+    tuning_steps: int = 30
     length: int = 127
     windows: int = 6
     tiny: bool = False
@@ -184,7 +184,7 @@ class MixtureOfHeadsStudy(Study):
         ),
         Claim(
             name="returns",
-            text="Ten steps bring back more than half of what routing SmolLM2 by query norm cost.",
+            text="Thirty steps bring back more than half of what routing SmolLM2 by query norm cost.",
             rules=(
                 Rule(measure="returned", comparison="above", threshold=0.5),
                 below("tuned_query_norm", "adapted_query_norm"),
@@ -220,7 +220,7 @@ class MixtureOfHeadsStudy(Study):
     )
     full = Size()
     quick = Size(
-        seeds=1, steps=2, convert_steps=2, asked=4, dense_steps=1, tuning_steps=2, length=16, windows=2,
+        seeds=1, steps=2, convert_steps=1, asked=4, dense_steps=1, tuning_steps=3, length=16, windows=2,
         tiny=True,
     )  # fmt: skip
 

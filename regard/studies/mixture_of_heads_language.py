@@ -62,7 +62,7 @@ class Language:
         further(
             model,
             self.data,
-            size.steps,
+            size.tuning_steps,
             size.length,
             1 + self.seed,
             goal,

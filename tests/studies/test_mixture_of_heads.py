@@ -8,8 +8,9 @@ import torch
 from regard.attention.moh import MoHAttention
 from regard.runtime.anatomy import anatomy_of
 from regard.studies import find_study, read_outcome, run
+from regard.studies import mixture_of_heads_language as language
 from regard.studies.base import by_name
-from regard.studies.mixture_of_heads import Size, exactness, returned
+from regard.studies.mixture_of_heads import MixtureOfHeadsStudy, Size, exactness, returned
 from regard.studies.mixture_of_heads_language import attention_alone, evenness, losses, prune, route
 from regard.studies.mixture_of_heads_parts import (
     ChanceRouter,
@@ -130,6 +131,17 @@ def test_heads_by_chance_differ_from_call_to_call_and_are_as_many():
     x = torch.randn(2, 9, 128)
     one, two = layer.router(x), layer.router(x)
     assert not torch.equal(one, two) and ((one > 0).sum(-1) == 4).all()
+
+
+def test_each_arm_is_the_dense_stage_and_then_as_many_steps_as_the_size_says(monkeypatch):
+    trained = []
+    real = language.further
+    monkeypatch.setattr(language, "further", lambda *a: trained.append((a[2], a[4])) or real(*a))
+    study = MixtureOfHeadsStudy(MixtureOfHeadsStudy.quick, 0)
+    ways = [study.tuned(way) for way in ("dense", "query_norm", "query_norm_loose", "magnitude")]
+    assert trained == [(1, 0), *[(3, 1)] * 4]  # the dense stage is shared
+    assert "even" not in ways[0] and len(ways[1]["even"]) == study.size.windows
+    assert ways[0]["before"] != ways[1]["before"] == ways[2]["before"] != ways[1]["after"]
 
 
 def test_pruned_heads_are_those_of_the_smallest_weights():
