@@ -62,7 +62,7 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
 
 
 def _off(name: str, found: Tensor, expected: Tensor, most: float = TOLERANCE) -> None:
-    off = float((found - expected).detach().abs().max() / expected.abs().max().clamp(min=1))
+    off = float((found - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1))
     if not off <= most:
         raise WrongResult(f"{name} is off by {off:.1e}")
 
