@@ -9,10 +9,9 @@
 pos_i is the number of keys that query i may see. Every query sees the w last keys, itself among them, and the
 s first; no key counts twice.
 
-Source: Lee et al., 2024, arXiv 2406.09827 (v2 and 3; `variant="v1"` is of version 1). Status: agrees with the
-official code of the search where that is plain Python (`docs/systems/hip-attention.md`); what its GPU kernels
-do otherwise (chunks aligned to powers of two, ranking by a sigmoid in bfloat16) is left out. How padding is
-treated is our choice.
+Source: Lee et al., 2024, arXiv 2406.09827 (v2 and 3; `variant="v1"` is of version 1). Status: paper only,
+as the official code was read, which was not run beside it; what its GPU kernels do otherwise (chunks aligned
+to powers of two, ranking by a sigmoid in bfloat16) is left out. How padding is treated is our choice.
 """
 
 from regard.attention.hip.call import HiPMask, hip_attention, hip_mask
