@@ -11,7 +11,7 @@ from regard.attention.layout import Layout
 from regard.studies import find_study, read_outcome, run
 from regard.studies.base import by_name
 from regard.studies.hip_attention import KEPT
-from regard.studies.hip_attention_parts import answered, attending, spec_of, subject
+from regard.studies.hip_attention_parts import answered, attending, spec_of, subject, what_is_kept
 from regard.studies.picture import have_matplotlib
 from regard.studies.verdict import judge
 from regard.tasks.passkey import Passkey, log_probability
@@ -72,6 +72,13 @@ def test_every_way_reads_as_many_keys():
         assert not seen.triu(1).any()
         counts[way] = seen[:, :, 159].sum(-1).unique().tolist()  # the last row of its block
     assert all(found == [16 + 8 + 16] for found in counts.values()), counts
+
+
+def test_the_oracle_keeps_the_most_and_chance_the_least():
+    torch.manual_seed(7)
+    q, k = drawn(400)
+    kept = {way: what_is_kept(3 * q, k, spec_of(way, **OPTIONS))[0] for way in KEPT}
+    assert kept["oracle"] > kept["tree"] > kept["random"]
 
 
 def test_an_answer_is_judged_as_in_one_forward():
