@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class RoutingHeads(Mechanism):
             )  # fmt: skip
         self.factor = commitment
         self.commitment: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no commitment loss: it belongs to the forward of the original."""
+        return {**self.__dict__, "commitment": None}
 
     def auxiliary(self) -> Tensor | None:
         loss, self.commitment = self.commitment, None
