@@ -54,6 +54,7 @@ def hip_mask(q: Tensor, k: Tensor, spec: HiP | None = None, *, valid: Tensor | N
         RegardError: for NaN or infinity.
 
     Example:
+        >>> import torch
         >>> q, k = torch.randn(2, 1, 2, 100, 8)
         >>> hip_mask(q, k, HiP(k=16, window=16, query_block=32)).counts()[0, 0].tolist()
         [0, 8, 8, 8]
@@ -90,6 +91,7 @@ def hip_attention(
         RegardError: for NaN or infinity.
 
     Example:
+        >>> import torch
         >>> q, k, v = torch.randn(3, 1, 2, 100, 8)
         >>> out = hip_attention(q, k, v, HiP(k=100, query_block=32))
         >>> exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
