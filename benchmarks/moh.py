@@ -167,7 +167,7 @@ def _model(length: int, split: tuple[int, int], rounds: int) -> dict[str, Any]:
         def token(name: str) -> None:
             cache = caches[name][0]
             models[name](ids[:, :1], past_key_values=cache, logits_to_keep=1)
-            cache.crop(length)
+            cache.crop(-1)
 
         prefill = {name: lambda m=model: m(ids, logits_to_keep=1) for name, model in models.items()}
         step = {f"{name}_token": lambda n=name: token(n) for name in models}

@@ -9,11 +9,11 @@
 pos_i is the number of keys that query i may see. Every query sees the w last keys, itself among them, and the
 s first; no key counts twice.
 
-Source: Lee et al., 2024, arXiv 2406.09827 (v2 and 3; `variant="v1"` is of version 1). Status: with two queries
-a block the search agrees with the official one for a CPU; with 64 a fifth of the blocks differ, probably for
-that one scores keys too that some of the queries have in their window. What its GPU kernels do otherwise
-(chunks aligned to powers of two, ranking by a sigmoid in bfloat16) is left out. How padding is treated is our
-choice.
+Source: Lee et al., 2024, arXiv 2406.09827 (v2 and 3; `variant="v1"` is of version 1). Status: with two
+queries a block the search agrees with the official one for a CPU; with 64 a fifth of the blocks differ,
+probably for that one scores keys too that some of the queries have in their window. What its GPU kernels do
+otherwise (chunks aligned to powers of two, ranking by a sigmoid in bfloat16) is left out. How padding is
+treated is our choice.
 """
 
 from regard.attention.hip.call import HiPMask, hip_attention, hip_mask
