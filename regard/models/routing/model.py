@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
 
 from regard.errors import RegardError, UnsupportedModel
+from regard.models.gated_mlp import GatedMLP
 from regard.models.readout import CausalReadout
 from regard.models.routing.config import RoutingConfig
 from regard.models.stateful import check_inputs, state_cache, state_layer, valid_positions
@@ -58,20 +59,6 @@ class RoutingMixer(nn.Module):
         return out
 
 
-class RoutingMLP(nn.Module):
-    """A gated MLP."""
-
-    def __init__(self, config: RoutingConfig) -> None:
-        super().__init__()
-        dim, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
-        self.down_proj = nn.Linear(inner, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
 class RoutingDecoderLayer(GradientCheckpointingLayer):
     """One layer: attention, then MLP, each on the normalised residual stream."""
 
@@ -80,7 +67,8 @@ class RoutingDecoderLayer(GradientCheckpointingLayer):
         self.input_norm, self.mlp_norm = (
             nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2)
         )
-        self.mixer, self.mlp = RoutingMixer(config, layer), RoutingMLP(config)
+        self.mixer = RoutingMixer(config, layer)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self, hidden_states: Tensor, valid: Tensor | None = None, past_key_values: Cache | None = None

@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from regard.attention.titans.core import Gate
 from regard.attention.titans.parts import ShortConvolution
 from regard.errors import RegardError
+from regard.models.gated_mlp import GatedMLP
 from regard.models.readout import CausalReadout
 from regard.models.stateful import check_inputs, state_cache, state_layer, valid_positions
 from regard.models.titans.config import TitansConfig
@@ -61,20 +62,6 @@ class TitansMixer(nn.Module):
         return mixed
 
 
-class TitansMLP(nn.Module):
-    """A gated MLP."""
-
-    def __init__(self, config: TitansConfig) -> None:
-        super().__init__()
-        dim, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
-        self.down_proj = nn.Linear(inner, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
 class TitansDecoderLayer(GradientCheckpointingLayer):
     """One layer: mixer, then MLP, each on the normalised residual stream."""
 
@@ -83,7 +70,8 @@ class TitansDecoderLayer(GradientCheckpointingLayer):
         self.input_norm, self.mlp_norm = (
             nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2)
         )
-        self.mixer, self.mlp = TitansMixer(config, layer), TitansMLP(config)
+        self.mixer = TitansMixer(config, layer)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self, hidden_states: Tensor, valid: Tensor | None = None, past_key_values: Cache | None = None
