@@ -1,6 +1,6 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
-from regard.attention.block import Block
+from regard.attention.block import Block, Maps
 from regard.attention.clipped import ClippedSoftmax
 from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
@@ -74,6 +74,7 @@ __all__ = [
     "LightningAttention",
     "LightningLayer",
     "LinearAttention",
+    "Maps",
     "Mechanism",
     "MixtureOfHeads",
     "MoHAttention",

@@ -8,6 +8,7 @@ import torch
 import regard
 from regard.attention import Context, MultiHeadAttention, Neighborhood, NeighborhoodGrid, get
 from regard.attention.neighborhood import (
+    NeighborhoodAttention,
     NeighborhoodAttention1D,
     NeighborhoodAttention2D,
     NeighborhoodAttention3D,
@@ -285,3 +286,38 @@ def test_wrong_input_is_refused(call, kind, told):
 
 def _full(given):
     return Context.of(given[0], given[1][:, :, :1], causal=False)
+
+
+@pytest.mark.parametrize(
+    ("grid", "options"),
+    [
+        ((7, 6), {"kernel_size": (5, 3), "position_bias": True}),
+        ((8, 9), {"kernel_size": 4, "dilation": (2, 1), "stride": (1, 2)}),
+        ((6, 7), {"kernel_size": 3, "is_causal": (True, False)}),
+    ],
+)
+def test_rows_of_a_plane_are_the_weights_that_the_layer_uses(grid, options):
+    torch.manual_seed(0)
+    layer = NeighborhoodAttention(8, 2, **options).double()
+    if layer.rpb is not None:
+        torch.nn.init.normal_(layer.rpb)
+    x = torch.randn(2, *grid, 8, dtype=torch.float64)
+    assert layer.grids(x) == (grid, grid) and layer.shows == "rows"
+    rows = layer.rows(x, range(grid[0] * grid[1]))
+    values = layer.qkv(x).unflatten(-1, (3, 2, 4))[..., 2, :, :].flatten(1, 2).transpose(1, 2)
+    out = layer.proj((rows @ values).transpose(1, 2).flatten(2)).unflatten(1, grid)
+    torch.testing.assert_close(out, layer(x), rtol=0, atol=1e-12)
+    given = {k: v for k, v in options.items() if k != "position_bias"}
+    assert torch.equal(rows[0, 0] > 0, neighborhood_mask(grid, **given))
+
+
+def test_rows_are_refused_away_from_a_plane():
+    layer = NeighborhoodAttention1D(8, 2, kernel_size=3)
+    assert layer.shows is None
+    with pytest.raises(RegardError, match="no queries and keys on a plane"):
+        layer.rows(torch.randn(1, 6, 8), [0])
+    plane = NeighborhoodAttention2D(8, 2, kernel_size=3)
+    with pytest.raises(RegardError, match="from 0 to 29"):
+        plane.rows(torch.randn(1, 5, 6, 8), [30])
+    with pytest.raises(ShapeMismatch):
+        plane.rows(torch.randn(1, 5, 6, 9), [0])

@@ -1,7 +1,9 @@
 """What every block, a mechanism without queries, keys and values, must satisfy."""
 
+import pytest
 import torch
 
+from regard.errors import RegardError
 from tests.laws.laws import BFLOAT16, EXACT, FLOAT32, near
 
 LIKE = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
@@ -55,10 +57,44 @@ def block_law_precision(spec):
         near(found, block.double()(low.double()), bound)
 
 
+def block_law_shown(spec):
+    """What a block shows is what its `shows`, kind and grids promise, item by item and query by query."""
+    block = spec.build().double().eval()
+    x = given(block)
+    {"maps": _maps_hold, "rows": _rows_hold}[block.shows](block, x)
+
+
+def _maps_hold(block, x):
+    found = block.maps(x)
+    near(found.values, torch.cat([block.maps(x[i : i + 1]).values for i in range(len(x))]))
+    assert len(found.values) == len(x) and found.values.isfinite().all()
+    if found.kind != "gate":
+        assert (found.values >= 0).all()
+    if found.kind == "probability":
+        near(found.values.sum((2, 3)), torch.ones_like(found.values[:, :, 0, 0]))
+    assert found.values.std() > 0, "a map without differences"
+
+
+def _rows_hold(block, x):
+    queries, keys = block.grids(x)
+    count = queries[0] * queries[1]
+    rows = block.rows(x, torch.arange(count))
+    assert rows.shape[0] == len(x) and rows.shape[2:] == (count, keys[0] * keys[1])
+    assert (rows >= 0).all() and (rows.sum(-1) <= 1 + EXACT).all() and (rows.sum(-1) > 0).all()
+    chosen = torch.tensor([count - 1, 0, count // 2])
+    near(block.rows(x, chosen), rows[:, :, chosen])
+    near(rows, torch.cat([block.rows(x[i : i + 1], torch.arange(count)) for i in range(len(x))]))
+    for wrong in (count, -1):
+        with pytest.raises(RegardError, match="queries go from"):
+            block.rows(x, [0, wrong])
+
+
 BLOCK_LAWS = {
     n.removeprefix("block_law_"): f for n, f in list(globals().items()) if n.startswith("block_law")
 }
 
 
 def block_law_applies(law, spec):
+    if law == "shown":
+        return spec.build().shows is not None
     return law != "causal" or spec.module.causal

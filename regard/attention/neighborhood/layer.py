@@ -9,16 +9,18 @@ Status: agrees with the official code, `rpb` with that of its versions up to 0.1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regard.attention.block import Block
+from regard.attention.block import Block, Grid, chosen_queries
 from regard.attention.costs import Costs
 from regard.attention.neighborhood.function import attend_grid
 from regard.attention.neighborhood.heads import attend_last
+from regard.attention.neighborhood.rows import weights_of
 from regard.attention.neighborhood.rules import Flags, Numbers, axes_of, options_of
 from regard.attention.registry import Spec, mechanism
 from regard.errors import RegardError, ShapeMismatch
@@ -57,6 +59,7 @@ class NeighborhoodAttention(Block):
         super().__init__()
         self.options = _checked(dim, heads, kernel_size, axes, stride, dilation, is_causal, position_bias)
         self.dim, self.heads, self.axes = dim, heads, axes
+        self.shows = "rows" if axes == 2 else None
         self.given = (kernel_size, stride, dilation, is_causal)
         self.scale = (dim // heads) ** -0.5 if scale is None else scale
         made = {"device": device, "dtype": dtype}
@@ -80,6 +83,27 @@ class NeighborhoodAttention(Block):
 
     def reference(self, x: Tensor) -> Tensor:
         return self._run(x, "dense")
+
+    def grids(self, x: Tensor) -> tuple[Grid, Grid]:
+        """Return height and width of x [B, H, W, dim], twice: queries and keys share the plane."""
+        if self.axes != 2:
+            return super().grids(x)
+        self._check(x)
+        return (x.shape[1], x.shape[2]), (x.shape[1], x.shape[2])
+
+    def rows(self, x: Tensor, queries: Tensor | Sequence[int]) -> Tensor:
+        """Return the weights of chosen queries over all positions, [B, heads, Q, H W]; far ones have 0.
+
+        Example:
+            >>> layer = NeighborhoodAttention(32, 4, kernel_size=3)
+            >>> rows = layer.rows(torch.randn(2, 9, 6, 32), [0, 53])
+            >>> rows.shape, rows.gt(0).sum(-1).unique().tolist()
+            (torch.Size([2, 4, 2, 54]), [9])
+        """
+        grid, _ = self.grids(x)
+        chosen = chosen_queries(queries, grid).to(x.device)
+        q, k, _ = (part.flatten(1, -3).transpose(1, 2) for part in self._parts(x))
+        return weights_of(q, k, axes_of(grid, *self.given), chosen, scale=self.scale, bias=self.rpb)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs of new positions [B, T, dim] of a causal sequence, and the state after them.
