@@ -23,7 +23,7 @@ ORDER = (
 )
 EVERYWHERE = {"errors", "registry"}
 SYSTEMS = ("attention", "models", "lens", "edit", "objectives", "studies")
-REGISTERS = {"lens", "edit", "mechanism", "model", "objective", "study"}
+REGISTERS = {"lens", "edit", "mechanism", "model", "image_family", "objective", "study"}
 MAY_USE_TRANSFORMERS = {"runtime", "models", "objectives", "tasks", "weights", "cli"}
 
 

@@ -134,7 +134,7 @@ def test_a_saved_model_comes_back(tmp_path):
 
 def test_maps_before_each_reduction_and_a_loss():
     out = small()(torch.randn(2, 3, 48, 40), labels=torch.tensor([1, 4]), output_hidden_states=True)
-    assert [tuple(x.shape) for x in out.hidden_states] == [(2, 12, 10, 16), (2, 6, 5, 32), (2, 3, 3, 64)]
+    assert [tuple(x.shape) for x in out.hidden_states] == [(2, 16, 12, 10), (2, 32, 6, 5), (2, 64, 3, 3)]
     assert out.loss > 0 and small()(torch.randn(2, 3, 48, 40)).hidden_states is None
 
 
@@ -181,7 +181,7 @@ LONE = {"levels.0.layers.0.attention.self.query.weight": torch.zeros(1)}
 @pytest.mark.parametrize(
     ("call", "kind", "told"),
     [
-        (lambda: NATConfig.preset("nat-huge"), RegardError, "no preset 'nat-huge'; they are nat-mini"),
+        (lambda: NATConfig.preset("nat-huge"), RegardError, "no preset 'nat-huge'; they are nat-nano"),
         (lambda: NATConfig(kernel_size=4), RegardError, "kernel_size is 4; it must be odd"),
         (lambda: NATConfig(num_heads=[2, 4]), RegardError, "the same levels"),
         (lambda: NATConfig(num_heads=[3, 4, 8, 16]), RegardError, "3 heads do not divide"),

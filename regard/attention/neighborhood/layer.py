@@ -9,6 +9,7 @@ Status: agrees with the official code, `rpb` with that of its versions up to 0.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -104,6 +105,12 @@ class NeighborhoodAttention(Block):
         chosen = chosen_queries(queries, grid).to(x.device)
         q, k, _ = (part.flatten(1, -3).transpose(1, 2) for part in self._parts(x))
         return weights_of(q, k, axes_of(grid, *self.given), chosen, scale=self.scale, bias=self.rpb)
+
+    def multiply_adds(self, x: Tensor) -> int:
+        """Return how many a forward of x [B, X1.., dim] needs, in attention those of visible keys alone."""
+        positions = math.prod(x.shape[:-1])
+        pairs = math.prod(int(axis.visible().sum()) for axis in axes_of(x.shape[1:-1], *self.given))
+        return 4 * positions * self.dim**2 + 2 * len(x) * pairs * self.dim
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs of new positions [B, T, dim] of a causal sequence, and the state after them.

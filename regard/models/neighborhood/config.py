@@ -1,24 +1,36 @@
-"""Sizes and options of NAT and DiNAT, and those of the published models."""
+"""Sizes and options of NAT and DiNAT: those of the published models, and nano for images of 32 x 32."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import Any, ClassVar
 
 from regard.errors import RegardError
+from regard.models.images.base import ImageConfig
 
 _SMALLER = {"embed_dim": 64, "num_heads": [2, 4, 8, 16], "mlp_ratio": 3.0, "drop_path_rate": 0.2}
 _LARGER = {"depths": [3, 4, 18, 5], "mlp_ratio": 2.0, "layer_scale": 1e-5}
 _SIZES: dict[str, dict[str, Any]] = {
+    "nano": {
+        "embed_dim": 32, "num_heads": [2, 4], "depths": [2, 2], "kernel_size": 3, "mlp_ratio": 2.0,
+        "drop_path_rate": 0.0,
+    },
     "mini": {**_SMALLER, "depths": [3, 4, 6, 5]},
     "tiny": {**_SMALLER, "depths": [3, 4, 18, 5]},
     "small": {**_LARGER, "embed_dim": 96, "num_heads": [3, 6, 12, 24], "drop_path_rate": 0.3},
     "base": {**_LARGER, "embed_dim": 128, "num_heads": [4, 8, 16, 32], "drop_path_rate": 0.5},
-}
+}  # fmt: skip
 
 
-class NATConfig(PreTrainedConfig):
+def _dilated(size: dict[str, Any]) -> dict[str, Any]:
+    """The same with every second layer dilated, so that windows reach over a map of 224 / 4 and less."""
+    far = (8, 4, 2, 1)
+    dilations = [
+        [1 if i % 2 == 0 else far[level] for i in range(n)] for level, n in enumerate(size["depths"])
+    ]
+    return {**size, "dilations": dilations}
+
+
+class NATConfig(ImageConfig):
     """Sizes and options of a NAT or DiNAT for images.
 
     Args:
@@ -43,8 +55,11 @@ class NATConfig(PreTrainedConfig):
     """
 
     model_type = "regard_nat"
+    presets: ClassVar = {
+        **{f"nat-{name}": size for name, size in _SIZES.items()},
+        **{f"dinat-{name}": _dilated(size) for name, size in _SIZES.items()},
+    }
 
-    num_channels: int = 3
     embed_dim: int = 64
     depths: list[int] | tuple[int, ...] = (3, 4, 6, 5)
     num_heads: list[int] | tuple[int, ...] = (2, 4, 8, 16)
@@ -77,26 +92,3 @@ class NATConfig(PreTrainedConfig):
     def dilation(self, level: int, layer: int) -> int:
         """Return the dilation of a layer of a level, both from 0."""
         return 1 if self.dilations is None else int(self.dilations[level][layer])
-
-    @classmethod
-    def preset(cls, name: str, **options: Any) -> NATConfig:
-        """Return the config of a published model, with other `options` where given.
-
-        Args:
-            name: "nat-" or "dinat-" with "mini", "tiny", "small" or "base", of images of 224 x 224 pixels.
-
-        Raises:
-            RegardError: where there is none of that name.
-        """
-        kind, _, size = name.partition("-")
-        if kind not in ("nat", "dinat") or size not in _SIZES:
-            known = ", ".join(f"{kind}-{size}" for kind in ("nat", "dinat") for size in _SIZES)
-            raise RegardError(f"no preset {name!r}; they are {known}.")
-        given: dict[str, Any] = dict(_SIZES[size])
-        if kind == "dinat":
-            far = (8, 4, 2, 1)
-            given["dilations"] = [
-                [1 if layer % 2 == 0 else far[level] for layer in range(depth)]
-                for level, depth in enumerate(given["depths"])
-            ]
-        return cls(**{**given, **options})

@@ -15,19 +15,17 @@ with the official code by reading, and parameters have its names, so that publis
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from regard.attention.neighborhood import NeighborhoodAttention
-from regard.errors import RegardError, ShapeMismatch
+from regard.errors import RegardError
+from regard.models.images import DropPath, ImageModel, drop_rates, image_family
+from regard.models.images.base import Maps
 from regard.models.neighborhood.config import NATConfig
 
 
@@ -78,7 +76,7 @@ class NATLayer(nn.Module):
     def __init__(self, config: NATConfig, level: int, layer: int, drop_path: float) -> None:
         super().__init__()
         dim, dilation = config.embed_dim * 2**level, config.dilation(level, layer)
-        self.least, self.drop_path = config.kernel_size * dilation, drop_path
+        self.least, self.drop_path = config.kernel_size * dilation, DropPath(drop_path)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = NeighborhoodAttention(
             dim, config.num_heads[level], config.kernel_size, dilation=dilation, position_bias=True,
@@ -103,11 +101,8 @@ class NATLayer(nn.Module):
         return out[:, :height, :width]
 
     def _branch(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        x = x if scale is None else scale * x
-        if not self.training or not self.drop_path:
-            return x
-        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
-        return x * kept / (1 - self.drop_path)
+        out: Tensor = self.drop_path(x if scale is None else scale * x)
+        return out
 
 
 class NATLevel(nn.Module):
@@ -131,7 +126,8 @@ class NATLevel(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class NATForImageClassification(PreTrainedModel):
+@image_family(*NATConfig.presets)
+class NATForImageClassification(ImageModel):
     """NAT or DiNAT as an image classifier, and as a backbone that gives maps of features.
 
     Example:
@@ -139,26 +135,20 @@ class NATForImageClassification(PreTrainedModel):
         >>> model = NATForImageClassification(config).eval()
         >>> out = model(torch.randn(2, 3, 32, 32), output_hidden_states=True)
         >>> out.logits.shape, [tuple(x.shape) for x in out.hidden_states]
-        (torch.Size([2, 10]), [(2, 8, 8, 16), (2, 4, 4, 32)])
+        (torch.Size([2, 10]), [(2, 16, 8, 8), (2, 32, 4, 4)])
     """
 
     config: NATConfig
     config_class = NATConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
 
     def __init__(self, config: NATConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.patch_embed = ConvTokenizer(config.num_channels, config.embed_dim)
-        layers = sum(config.depths)
-        rates = iter(config.drop_path_rate * i / max(1, layers - 1) for i in range(layers))
-        self.levels = nn.ModuleList(
-            NATLevel(config, level, list(itertools.islice(rates, depth)))
-            for level, depth in enumerate(config.depths)
-        )
+        rates = drop_rates(config.drop_path_rate, config.depths)
+        self.levels = nn.ModuleList(NATLevel(config, level, rates[level]) for level in range(len(rates)))
         width = config.embed_dim * 2 ** (len(config.depths) - 1)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, config.num_labels)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
     @torch.no_grad()
@@ -170,39 +160,20 @@ class NATForImageClassification(PreTrainedModel):
             init.constant_(module.gamma1, self.config.layer_scale)
             init.constant_(module.gamma2, self.config.layer_scale)
 
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
-    ) -> ImageClassifierOutput:
-        """Return logits [B, num_labels], the loss where there are labels, and maps where asked for.
-
-        Args:
-            pixel_values: [B, num_channels, height, width], any size; the first map is a quarter of it.
-            labels: int64 [B].
-            output_hidden_states: whether to return the map of each level, [B, H, W, width], before it is
-                made smaller for the next.
-        """
-        x = self._tokens(pixel_values)
+    def features(self, pixel_values: Tensor) -> Maps:
+        """Return the map of each level, before it is made smaller for the next."""
+        x: Tensor = self.patch_embed(pixel_values)
         maps = []
-        for level in self._levels():
+        for level in self.levels:
+            assert isinstance(level, NATLevel)
             x = level(x)
-            maps.append(x)
+            maps.append(x.movedim(3, 1))
             x = level.smaller(x)
-        logits = self.head(self.norm(x).mean((1, 2)))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=tuple(maps) if output_hidden_states else None
-        )
+        return tuple(maps)
 
-    def _levels(self) -> list[NATLevel]:
-        return [level for level in self.levels if isinstance(level, NATLevel)]
-
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        channels = self.config.num_channels
-        if pixels.ndim != 4 or pixels.shape[1] != channels or not math.prod(pixels.shape[2:]):
-            raise ShapeMismatch(
-                f"pixel_values must be [batch, {channels}, height, width], and are {list(pixels.shape)}."
-            )
-        out: Tensor = self.patch_embed(pixels)
+    def classify(self, maps: Maps) -> Tensor:
+        """Return the logits of the mean of the last map, or, without classes, that mean."""
+        out: Tensor = self.head(self.norm(maps[-1].movedim(1, 3)).mean((1, 2)))
         return out
 
 

@@ -1,0 +1,15 @@
+"""What all image models share: their base class, their names, published weights, and what they cost.
+
+A family is a package of `regard.models` with a config and a model; docs/build.md has one that runs.
+"""
+
+from regard.models.images.base import ImageConfig, ImageModel
+from regard.models.images.cost import Cost, cost
+from regard.models.images.paths import DropPath, drop_rates
+from regard.models.images.published import load_published
+from regard.models.images.registry import image_family, image_model, image_models
+
+__all__ = [
+    "Cost", "DropPath", "ImageConfig", "ImageModel", "cost", "drop_rates", "image_family", "image_model",
+    "image_models", "load_published",
+]  # fmt: skip
