@@ -32,6 +32,7 @@ from regard.attention.neighborhood import (
     na3d,
     neighborhood_mask,
 )
+from regard.attention.ninformer import NiN, NiNBlock, NiNGating, NiNMixer
 from regard.attention.normalized import NormalizedAttention
 from regard.attention.qlstm import QLSTM
 from regard.attention.registry import MECHANISMS, Spec, from_dict, get, mechanism
@@ -85,6 +86,10 @@ __all__ = [
     "NeighborhoodAttention3D",
     "NeighborhoodGrid",
     "NeuralMemory",
+    "NiN",
+    "NiNBlock",
+    "NiNGating",
+    "NiNMixer",
     "NormalizedAttention",
     "Routing",
     "RoutingAttention",
