@@ -1,5 +1,6 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
+from regard.attention.biformer import BRA, BiLevelRoutingGrid, RegionRouting, bi_level_routing_attention
 from regard.attention.block import Block, Maps
 from regard.attention.clipped import ClippedSoftmax
 from regard.attention.flow import FlowAttention, flow_attention
@@ -51,11 +52,13 @@ from regard.attention.softplus import LSSA, LSSAR
 from regard.attention.titans import NeuralMemory, Titans
 
 __all__ = [
+    "BRA",
     "LSSA",
     "LSSAR",
     "MECHANISMS",
     "QLSTM",
     "BalancedRouting",
+    "BiLevelRoutingGrid",
     "Block",
     "ClippedSoftmax",
     "Clusters",
@@ -91,6 +94,7 @@ __all__ = [
     "NiNGating",
     "NiNMixer",
     "NormalizedAttention",
+    "RegionRouting",
     "Routing",
     "RoutingAttention",
     "Similarity",
@@ -100,6 +104,7 @@ __all__ = [
     "Titans",
     "add_landmark_token",
     "balance_loss",
+    "bi_level_routing_attention",
     "commitment_loss",
     "decay_rates",
     "flow_attention",
