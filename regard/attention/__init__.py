@@ -1,6 +1,12 @@
 """Mechanisms: what can stand in the place of softmax attention, each with its definition and a fast path."""
 
-from regard.attention.biformer import BRA, BiLevelRoutingGrid, RegionRouting, bi_level_routing_attention
+from regard.attention.biformer import (
+    BRA,
+    BiLevelRouting,
+    BiLevelRoutingGrid,
+    RegionRouting,
+    bi_level_routing_attention,
+)
 from regard.attention.block import Block, Maps
 from regard.attention.clipped import ClippedSoftmax
 from regard.attention.flow import FlowAttention, flow_attention
@@ -58,6 +64,7 @@ __all__ = [
     "MECHANISMS",
     "QLSTM",
     "BalancedRouting",
+    "BiLevelRouting",
     "BiLevelRoutingGrid",
     "Block",
     "ClippedSoftmax",

@@ -142,7 +142,7 @@ class BRA(Block):
         plan = self._plan(x)
         tokens, filters = plan.count * plan.tokens, 0
         if self.lepe is not None:
-            filters = self.lepe.weight[0, 0].numel()  # type: ignore[operator, index]
+            filters = self.lepe.weight[0, 0].numel()  # type: ignore[index]
         attended = 2 * tokens * min(self.topk, plan.count) * plan.tokens + plan.count**2
         return len(x) * self.dim * (4 * self.dim * tokens + filters * x[0, ..., 0].numel() + attended)
 
@@ -170,7 +170,8 @@ class BRA(Block):
         out = plan.joined(out.flatten(3))
         if self.lepe is not None:
             values = plan.joined(v.flatten(3))
-            values = values if valid is None else values.masked_fill(~plan.padded(valid)[..., None], 0.0)
+            if call.valid is not None:
+                values = values.masked_fill(~call.valid[..., None], 0.0)
             out = out + self.lepe(values.movedim(-1, 1)).movedim(1, -1)
         found: Tensor = self.proj(out)
         return found[(slice(None), *(slice(n) for n in x.shape[1:-1]))] if self.pad_input else found
@@ -178,17 +179,17 @@ class BRA(Block):
     def _prepared(self, x: Tensor, valid: Tensor | None) -> _Call:
         """The projections of x by region, and who looks where."""
         self._check_input(x, valid)
-        plan = self._plan(x)
+        given = plan = self._plan(x)
         if self.pad_input:
-            x = plan.padded(x)
-            valid = None if valid is None else ~plan.padded(~valid)
+            x, valid = plan.padded(x), None if valid is None else ~plan.padded(~valid)
             plan = Regions(tuple(x.shape[1:-1]), plan.counts)
         real, visible = masks_of(plan, valid, self.mask_padding, x.device)
         parts = self.qkv(plan.split(x))
-        if any(plan.spare) and not self.mask_padding:
-            parts = parts.masked_fill(~plan.real(x.device)[..., None], 0.0)
+        kept = plan.real(x.device)
+        if kept is not None and not self.mask_padding:
+            parts = parts.masked_fill(~kept[..., None], 0.0)
         q, k, v = parts.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return _Call(plan, q, k, v, route(q, k, plan, self.topk, real), visible)
+        return _Call(plan, q, k, v, route(q, k, given, self.topk, real), visible, valid)
 
     def _check_input(self, x: Tensor, valid: Tensor | None) -> None:
         if x.ndim != self.axes + 2 or x.shape[-1] != self.dim or not all(x.shape[1:]):
@@ -198,7 +199,7 @@ class BRA(Block):
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """q, k and v [B, R, T, H, D] of a map, who looks where, and keys that may be seen."""
+    """q, k and v [B, R, T, H, D] of a map, who looks where, keys that may be seen, and real positions."""
 
     plan: Regions
     q: Tensor
@@ -206,6 +207,7 @@ class _Call:
     v: Tensor
     routing: RegionRouting
     visible: Tensor | None
+    valid: Tensor | None
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,13 +94,13 @@ def attend_routed(
     batch, count, tokens, heads, _ = q.shape
     if index.shape[2] == count:
         return _attend_all(q, k, v, scale, visible)
-    flat = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
     seen = None
     if visible is not None:
         items = torch.arange(len(visible), device=index.device)[:, None, None]
         seen = visible[items, index.clamp_min(0)].flatten(2)[:, None, :, None]
     out, _ = attend_blocks(
-        *flat, index[:, None], key_block=tokens, query_block=tokens, visible=seen, scale=scale
+        q, k, v, index[:, None], key_block=tokens, query_block=tokens, visible=seen, scale=scale
     )
     return out.transpose(1, 2).reshape(batch, count, tokens, heads, -1)
 
@@ -111,9 +111,10 @@ def _attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor |
     if visible is not None:
         seen = visible.flatten(1)
         mask = (seen | ~seen.any(1, keepdim=True))[:, None, None]
-    flat = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*flat, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
+    shape = q.shape[1:3]
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).unflatten(1, shape)
 
 
 def weights_by_definition(
