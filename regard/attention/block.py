@@ -75,11 +75,14 @@ class Block(nn.Module):
         causal: whether no later position moves an earlier one; time is then dimension 1 of x and the output.
         exempt: laws that it breaks by design, and why; `BLOCK_LAWS` names them.
         shows: "maps" or "rows", or None where there is nothing to show on a plane.
+        used: height and width of the part of its plane that is the image, where the module around the block
+            has padded x at the bottom and right; None for all. Lenses see this part.
     """
 
     causal: ClassVar[bool] = False
     exempt: ClassVar[dict[str, str]] = {}
     shows: Literal["maps", "rows"] | None = None
+    used: Grid | None = None
 
     def reference(self, x: Tensor) -> Tensor:
         """Return what `forward` must return, by definition."""

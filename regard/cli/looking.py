@@ -26,7 +26,7 @@ from regard.weights.quiet import busy
 PROBE_LENGTH, PROBE_SEED = 50, 0
 RECORDER = "report"
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
-NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed")
+NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed", "image-maps")
 NOT_PER_HEAD = ("patterns", "residual-norm", "outliers")
 
 

@@ -4,6 +4,8 @@ from regard.lens.column_mass import ColumnMass
 from regard.lens.duplicate_token import DuplicateToken
 from regard.lens.entropy import Entropy
 from regard.lens.head_output_norm import HeadOutputNorm
+from regard.lens.image_maps import ImageMaps
+from regard.lens.image_result import SeenMaps
 from regard.lens.induction import Induction
 from regard.lens.mean_distance import MeanDistance
 from regard.lens.outliers import Outliers
@@ -21,6 +23,7 @@ __all__ = [
     "DuplicateToken",
     "Entropy",
     "HeadOutputNorm",
+    "ImageMaps",
     "Induction",
     "MeanDistance",
     "Outliers",
@@ -28,6 +31,7 @@ __all__ = [
     "PreviousToken",
     "ResidualNorm",
     "Routed",
+    "SeenMaps",
     "Sinks",
     "ValueNorm",
     "find_lens",

@@ -19,7 +19,7 @@ from regard.runtime.run import Run
 from regard.runtime.tally import Tally
 
 Kind = TypeVar("Kind", bound=HeadTable)
-MAIN_KINDS = ("text", "decoder", "encoder", "vision")
+MAIN_KINDS = ("text", "decoder", "encoder", "image", "vision")
 
 
 class Place(Protocol):

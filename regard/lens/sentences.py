@@ -68,9 +68,9 @@ def head(row: tuple[str, int, float] | Head) -> str:
 
 
 def layer(alias: str) -> str:
-    """A site in words: `text.3` is layer 3, `cross.3` is cross layer 3."""
+    """A site in words: `text.3` and `image.3` are layer 3, `cross.3` is cross layer 3."""
     kind, _, number = alias.rpartition(".")
-    return f"{'layer' if kind in ('text', 'vision') else kind + ' layer'} {number}"
+    return f"{'layer' if kind in ('text', 'vision', 'image') else kind + ' layer'} {number}"
 
 
 def number(count: int, thing: str) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from regard.errors import RegardError
 from regard.runtime.anatomy import Anatomy, anatomy_of
 from regard.runtime.implementation import hold, release
+from regard.runtime.planes import PlaneHooks
 from regard.runtime.pointhooks import PointHooks
 from regard.runtime.protocol import Edit, Lens, Stage
 from regard.runtime.run import Run
@@ -51,6 +52,7 @@ class Attachment:
         self.generating: Steps | None = None
         self.named_spans: dict[int, Mapping[str, torch.Tensor]] = {}
         self.points = PointHooks(self)
+        self.planes = PlaneHooks(self)
         self._undo: list[Any] = []
 
     @property
@@ -105,6 +107,8 @@ class Attachment:
             configs = hold(self.anatomy)
             self._undo.append(lambda: release(configs))
             self._undo.extend(drive(self))
+            self._undo.append(self.planes.clear)
+            self.planes.install()
         except BaseException:
             self.detach()
             raise

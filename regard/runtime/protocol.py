@@ -46,6 +46,7 @@ class Stage:
         weights(block)                         block.weights are set
         head_outputs(call)                     call.head_outputs are set, [B, H, T, Dv]
         hidden(point, x, run)                  at the points asked for
+        plane(plane)                           a lens, before a block on a plane runs; see `planes`
         end_call(call)                         after an attention call
         step(run, tokens)                      after each generated token; tokens [B]
 
@@ -67,6 +68,7 @@ STAGE_METHODS = (
     "weights",
     "head_outputs",
     "hidden",
+    "plane",
     "end_call",
     "step",
 )

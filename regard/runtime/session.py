@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regard.errors import NothingObserved, RegardError
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.attachment import Attachment, close_attachment, open_attachment
+from regard.runtime.planes import refuse_tokens, refuse_weights
 from regard.runtime.protocol import Edit, Lens, Stage, Wanted, defines
 from regard.runtime.run import Run
 from regard.runtime.site import Site
@@ -59,6 +60,7 @@ class Session:
         for stage in stages:
             if not isinstance(stage, Stage):
                 raise RegardError(f"{stage!r} is neither a Lens nor an Edit.")
+        refuse_tokens(self.anatomy, stages)
         for stage in (*self.edits, *self.lenses.values()):
             check = getattr(stage, "check", None)
             if check is not None:
@@ -182,6 +184,7 @@ class Session:
                 `generate()` an encoder is not run again.
         """
         site = self.anatomy.check_head(layer, head)
+        refuse_weights(site)
         for lens in self.lenses.values():
             kept = getattr(lens, "kept_weights", None)
             found = kept(site.alias, head, sequence) if kept is not None else None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-Route = Literal["interface", "sdpa"]
+Route = Literal["interface", "sdpa", "block"]
 
 POINT_KINDS = (
     "embedding",  # output of the token (or patch) embedding            [B, T, D]
@@ -28,12 +28,13 @@ class Site:
 
     Attributes:
         name: qualified module name, as in `model.named_modules()`.
-        alias: short stable name, such as `text.12`, `vision.3`, `encoder.0`, `decoder.0`, `cross.5`.
+        alias: short stable name, such as `text.12`, `vision.3`, `image.0`, `decoder.0`, `cross.5`.
         kind: the part before the dot of `alias`.
         layer: the number after it, counted from 0 within the kind.
         module: the attention module itself.
         route: `interface` where the module calls transformers' attention interface, `sdpa` where it
-            calls `torch.nn.functional.scaled_dot_product_attention` itself.
+            calls `torch.nn.functional.scaled_dot_product_attention` itself, `block` where it is a block on
+            a plane, which shows maps or rows of its own.
         cross: whether its keys come from another sequence than its queries.
         heads: number of query heads, or None where the module does not tell.
     """

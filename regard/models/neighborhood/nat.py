@@ -97,6 +97,7 @@ class NATLayer(nn.Module):
         height, width = x.shape[1:3]
         short = max(0, self.least - height), max(0, self.least - width)
         padded = F.pad(x, (0, 0, 0, short[1], 0, short[0])) if any(short) else x
+        self.attn.used = (height, width) if any(short) else None
         out: Tensor = self.attn(padded)
         return out[:, :height, :width]
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from regard.runtime.anatomy.code import codes_of
+from regard.runtime.planes import shows_plane
 from regard.runtime.site import Route, Site
 
 CROSS = re.compile(r"cross_?att|encoder_attn|encdecattention|crossattention", re.IGNORECASE)
@@ -17,7 +18,8 @@ KINDS = (
     ("audio", re.compile(r"audio|speech", re.IGNORECASE)),
     ("text", re.compile(r"text_model|language_model|text_encoder|llm\b", re.IGNORECASE)),
 )
-MAIN_ORDER = ("text", "decoder", "encoder", "vision", "audio")
+MAIN_ORDER = ("text", "decoder", "encoder", "image", "vision", "audio")
+IMAGE = "image"
 _ROUTES: dict[type[nn.Module], Route | None] = {}
 HEAD_NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads", "heads")
 
@@ -26,10 +28,10 @@ def find_sites(root: nn.Module) -> tuple[list[Site], list[tuple[str, str]]]:
     """Return the sites of a model in module order, and (name, class) of attention out of reach."""
     reached: list[tuple[str, nn.Module, Route]] = []
     for name, module in root.named_modules():
-        route = _route(type(module))
+        route = "block" if shows_plane(module) else _route(type(module))
         if route is not None and not _has_site_above(name, reached):
             reached.append((name, module, route))
-    kinds = [_kind(root, name, module) for name, module, _ in reached]
+    kinds = [IMAGE if r == "block" else _kind(root, name, module) for name, module, r in reached]
     layers = _layers([name for name, _, _ in reached], kinds)
     sites = [
         Site(name, f"{kind}.{layer}", kind, layer, module, route, kind == "cross", _heads(module))
@@ -83,10 +85,12 @@ def _kind(root: nn.Module, name: str, module: nn.Module) -> str:
             return kind
     if getattr(config, "is_encoder_decoder", False):
         return "decoder" if "decoder" in name.split(".") else "encoder"
-    return _modality(config)
+    return _modality(config, getattr(root, "main_input_name", None))
 
 
-def _modality(config: Any) -> str:
+def _modality(config: Any, reads: Any) -> str:
+    if reads == "pixel_values" and not hasattr(config, "vocab_size"):
+        return "vision"
     has = [hasattr(config, n) for n in ("vocab_size", "image_size", "patch_size", "num_mel_bins")]
     if has[0] or not any(has):
         return "text"
@@ -94,12 +98,15 @@ def _modality(config: Any) -> str:
 
 
 def _layers(names: list[str], kinds: list[str]) -> list[int]:
-    """Number the sites of each kind: by block where that tells them apart, else in order."""
+    """Number the sites of each kind: by block where that tells them apart, else in order.
+
+    Blocks on planes always go in order: their numbers begin anew in every stage.
+    """
     numbers = [int(found[0]) if (found := re.findall(r"\.(\d+)(?=\.|$)", n)) else 0 for n in names]
     layers = list(numbers)
     for kind in set(kinds):
         members = [i for i, k in enumerate(kinds) if k == kind]
-        if len({numbers[i] for i in members}) < len(members):
+        if kind == IMAGE or len({numbers[i] for i in members}) < len(members):
             for order, i in enumerate(members):
                 layers[i] = order
     return layers
