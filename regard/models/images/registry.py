@@ -14,6 +14,7 @@ from regard.errors import RegardError
 from regard.models.images.base import ImageModel
 
 FAMILIES = {
+    "biformer": "regard.models.biformer",
     "dinat": "regard.models.neighborhood",
     "nat": "regard.models.neighborhood",
 }
