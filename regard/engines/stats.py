@@ -56,10 +56,9 @@ def softmax_entropy(scores: Tensor, weights: Tensor, lse: Tensor, rows_sum_to_on
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """Return sum_k a_k b_k of each row of [B, H, R, K], without a product in memory where rows are long."""
-    keys = a.shape[-1]
-    if keys < LONG:
+    if a.shape[-1] < LONG:
         return torch.linalg.vecdot(a, b)
-    return torch.bmm(a.reshape(-1, 1, keys), b.reshape(-1, keys, 1)).view(a.shape[:-1])
+    return torch.einsum("bhrk,bhrk->bhr", a, b)
 
 
 def row_sum(weights: Tensor) -> Tensor:
