@@ -15,6 +15,7 @@ from regard.attention.hip import HiP, HiPMask, hip_attention, hip_mask
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
 from regard.attention.landmark import Landmark, LandmarkMemory, add_landmark_token, landmark_attention
+from regard.attention.large_kernel import LargeKernel, LargeKernelAttention, LKABlock, LKALayer
 from regard.attention.lightnet import LightNet, LightNetGrid, LightNetText
 from regard.attention.lightning import LightningAttention, LightningLayer, decay_rates, lightning_attention
 from regard.attention.linear import LinearAttention
@@ -77,8 +78,12 @@ __all__ = [
     "HiPMask",
     "Kernel",
     "KeyValueBias",
+    "LKABlock",
+    "LKALayer",
     "Landmark",
     "LandmarkMemory",
+    "LargeKernel",
+    "LargeKernelAttention",
     "LightNet",
     "LightNetGrid",
     "LightNetText",

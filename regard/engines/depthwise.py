@@ -3,11 +3,11 @@
     out[b, c, p] = bias[c] + sum_t weight[c, 0, t] x[b, c, p + dilation t - before],   x = 0 outside
     before = dilation (k - 1) div 2 along an axis of k taps; what an even kernel has more stands after
 
-On a CPU oneDNN has a fast kernel only where little is padded along the last axis, rows are not flipped back
-and numbers are float32; a dilated or half-precision convolution otherwise falls to one that is 10 to 20 times
-slower. So the last axis is padded beforehand, half precision computes in float32, and a third axis is a sum of
-convolutions of planes. The gradient of x is such a convolution of the flipped kernel, that of the kernel a
-product of matrices, of pieces of rows with the stretches that their taps reach. Elsewhere it is torch's own.
+On a CPU oneDNN's fast kernel is for float32 planes with little padding along the last axis, and forward
+alone; what else is asked of it, dilated kernels above all, takes 10 to 20 times as long. So the last axis is
+padded beforehand, half precision computes in float32, and a third axis is a sum of convolutions of planes.
+The gradient of x is such a convolution with the kernel flipped, that of the kernel a product of matrices, of
+pieces of rows with the stretches that their taps reach. On other devices it is torch's own convolution.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def _whole(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Ten
     inside: Any = [first for first in padding[::2]][::-1]
     if padding[::2] != padding[1::2]:
         x, inside = F.pad(x, padding), 0
-    return CONVOLUTIONS[x.ndim - 2](
-        x, weight, bias, padding=inside, dilation=dilation, groups=x.shape[1]
-    )
+    return CONVOLUTIONS[x.ndim - 2](x, weight, bias, padding=inside, dilation=dilation, groups=x.shape[1])
 
 
 def _of_volumes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -88,7 +86,7 @@ def _of_volumes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -
 
 def _of_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     first = before(weight.shape[2], dilation), before(weight.shape[3], dilation)
-    if torch.compiler.is_compiling():
+    if dilation == 1 or torch.compiler.is_compiling():
         return _convolved(x, weight, bias, dilation, first)
     out: Tensor = _Planes.apply(x, weight, bias, dilation, first)  # type: ignore[no-untyped-call]
     return out
@@ -120,7 +118,7 @@ class _Planes(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, bias, ctx.dilation, ctx.first = inputs
+        x, weight, _, ctx.dilation, ctx.first = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
@@ -139,7 +137,8 @@ class _Planes(torch.autograd.Function):
 def _of_taps(given: Tensor, x: Tensor, weight: Tensor, dilation: int, sides: tuple[Sides, Sides]) -> Tensor:
     """The gradient of the kernels [C, 1, kh, kw]."""
     (top, left), (bottom, right) = sides
-    if min(weight.shape[2:]) < 5 or x.shape[3] < PIECE:
+    given, x = given.contiguous(), x.contiguous()
+    if min(weight.shape[2:]) < 5 or x.shape[3] < 2 * PIECE:
         mask = [False, True, False]
         padded = F.pad(x, (left, right, top, bottom))
         spread, groups = [dilation, dilation], weight.shape[0]

@@ -3,7 +3,7 @@
 Source: Guo et al., 2022, arXiv 2202.09741.
 """
 
-from regard.attention.large_kernel.block import LKABlock, LKABlocks
+from regard.attention.large_kernel.block import LKABlock, LKALayer
 from regard.attention.large_kernel.layer import LargeKernel, LargeKernelAttention
 
-__all__ = ["LKABlock", "LKABlocks", "LargeKernel", "LargeKernelAttention"]
+__all__ = ["LKABlock", "LKALayer", "LargeKernel", "LargeKernelAttention"]

@@ -1,15 +1,15 @@
 """Large-kernel attention of a map x [B, dim, X1..], in one to three axes, channels first.
 
-    a = W dwd(dw(x)) + b        dw: depthwise, 2 d - 1 taps an axis;  dwd: depthwise, ceil(K / d) taps, d apart
-    out = a * x                 elementwise: no softmax, no sigmoid, a is signed and unbounded
+    a = W dwd(dw(x)) + b    dw: depthwise, 2 d - 1 taps an axis;  dwd: depthwise, ceil(K / d) taps, d apart
+    out = a * x             elementwise: no softmax, no sigmoid, a is signed and unbounded
 
 dim ((2 d - 1)^2 + ceil(K / d)^2 + dim) weights in two axes. The two reach (2 d - 1) + (ceil(K / d) - 1) d
 positions along an axis, 23 with the published K = 21 and d = 3. Each pads with zeros on its own.
 
-Source: Guo et al., 2022, arXiv 2202.09741, section 3.1. Status: agrees with the official code by running both,
-parameters have its names. Other K, d and axes are our choice, as is that an even kernel has its odd tap after
-the position; under float16 autocast the gate multiplies in float32, and returns it, since products of two
-unbounded numbers overflow.
+Source: Guo et al., 2022, arXiv 2202.09741, section 3.1. Status: agrees with the official code by running
+both, parameters have its names. Other K, d and axes are our choice, as is that an even kernel has its odd tap
+after the position; under float16 autocast the gate multiplies in float32, and returns it, since products of
+two unbounded numbers overflow.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class LargeKernel(Spec):
     """
 
     module: ClassVar = LargeKernelAttention
-    costs: ClassVar = Costs(time="T D (k^axes + D)", memory="T D")
+    costs: ClassVar = Costs(time="T D (d^axes + (K / d)^axes + D)", memory="T D")
     dim: int
     kernel: int = 21
     dilation: int = 3
