@@ -130,7 +130,9 @@ def as_written(x: Tensor, given: Any) -> Tensor:
 def overflows(x: Tensor) -> bool:
     """Whether products are computed in float16 by autocast, and so can overflow without a word."""
     kind = x.device.type
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return False
+    return torch.get_autocast_dtype(kind) == torch.float16
 
 
 def check_sizes(dim: Any, kernel: Any, dilation: Any, axes: Any) -> None:

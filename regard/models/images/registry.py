@@ -17,6 +17,7 @@ FAMILIES = {
     "biformer": "regard.models.biformer",
     "dinat": "regard.models.neighborhood",
     "nat": "regard.models.neighborhood",
+    "van": "regard.models.van",
 }
 """How names begin, up to the first dash -> the module that registers them; a new family adds its line."""
 
