@@ -62,6 +62,15 @@ def check_positive(name: str, value: Any) -> None:
         raise RegardError(f"{name} is {value!r}; it must be a number above 0.")
 
 
+def check_statistics(x: Tensor) -> None:
+    """Refuse a map [B, C, X1..] of one number a channel, of which batch normalisation has no variance."""
+    if x[:, 0].numel() == 1:
+        raise RegardError(
+            f"x is {list(x.shape)}, one number a channel, of which batch normalisation in training has no "
+            "variance; give a larger batch or map, or call eval()."
+        )
+
+
 def check_state(state: tuple[Tensor, ...], shapes: list[tuple[int, ...]], dtype: torch.dtype) -> None:
     """Refuse a state that is not of these shapes, all in one dtype."""
     if [tuple(x.shape) for x in state] != shapes:

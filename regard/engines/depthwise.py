@@ -88,7 +88,7 @@ def _of_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) ->
     first = before(weight.shape[2], dilation), before(weight.shape[3], dilation)
     if dilation == 1 or torch.compiler.is_compiling():
         return _convolved(x, weight, bias, dilation, first)
-    out: Tensor = _Planes.apply(x, weight, bias, dilation, first)  # type: ignore[no-untyped-call]
+    out: Tensor = _Planes.apply(x, weight, bias, dilation, first)
     return out
 
 
@@ -128,7 +128,7 @@ class _Planes(torch.autograd.Function):
         last = _after(weight, ctx.dilation, ctx.first)
         of_x = of_weight = None
         if needs_x:
-            of_x = _Planes.apply(given, weight.flip(2, 3), None, ctx.dilation, last)  # type: ignore[no-untyped-call]
+            of_x = _Planes.apply(given, weight.flip(2, 3), None, ctx.dilation, last)
         if needs_weight:
             of_weight = _of_taps(given, x, weight, ctx.dilation, (ctx.first, last))
         return of_x, of_weight, given.sum((0, 2, 3)) if needs_bias else None, None, None

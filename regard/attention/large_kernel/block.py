@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention.block import Block, Maps
+from regard.attention.checks import check_statistics
 from regard.attention.costs import Costs
 from regard.attention.large_kernel.layer import (
     CONVOLUTION_MODULES,
@@ -106,10 +107,10 @@ class LKABlock(Block):
         self.layer_scale_1, self.layer_scale_2 = (
             nn.Parameter(torch.full((dim,), layer_scale, **made)) for _ in range(2)
         )
-        for module in self.modules():
-            if isinstance(module, tuple(CONVOLUTION_MODULES.values())):
-                nn.init.normal_(module.weight, std=fresh_deviation(module))
-                nn.init.zeros_(module.bias)
+        convolutions: Any = (m for m in self.modules() if isinstance(m, CONVOLUTION_MODULES[axes]))
+        for module in convolutions:
+            nn.init.normal_(module.weight, std=fresh_deviation(module))
+            nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map, of the shape of x [B, dim, X1..].
@@ -152,11 +153,8 @@ class LKABlock(Block):
 
     def _fits(self, x: Tensor) -> None:
         check_map(x, self.dim, self.axes)
-        if self.training and x[:, 0].numel() == 1:
-            raise RegardError(
-                f"x is {list(x.shape)}, one number a channel; batch normalisation in training needs two at "
-                "least: a larger batch or map, or model.eval()."
-            )
+        if self.training:
+            check_statistics(x)
 
 
 def fresh_deviation(convolution: Any) -> float:

@@ -70,7 +70,8 @@ class ConvMLP(nn.Module):
 
     def _in_stretches(self, x: Tensor, step: int) -> Tensor:
         """The same, as a sum over stretches of inner channels, which do not mix before `fc2`."""
-        convolve, taps, out = CONVOLUTIONS[x.ndim - 2], self.dwconv.dwconv, None
+        convolve, out = CONVOLUTIONS[x.ndim - 2], None
+        taps: Any = self.dwconv.dwconv
         for start in range(0, self.fc1.out_channels, step):
             part = slice(start, start + step)
             found = convolve(x, self.fc1.weight[part], self.fc1.bias[part])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from regard.attention.checks import check_statistics
 from regard.attention.large_kernel.block import LKABlock, fresh_deviation
 from regard.models.images.base import ImageModel, Maps
 from regard.models.images.paths import DropPath, drop_rates
@@ -35,7 +36,10 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.proj(x))
+        x = self.proj(x)
+        if self.training:
+            check_statistics(x)
+        out: Tensor = self.norm(x)
         return out
 
 
