@@ -7,12 +7,23 @@ Along an axis of L positions, with kernel k and stride s, position p sees
     keys start .. p,              start = max(lead - (k - 1), 0),                       causal
                                   lead = min((p div s) s + s - 1, L - 1)
 
+That is the border rule `clamp`: windows are moved inside, and the first of the last windows back. Otherwise
+windows stay where they are, start = lead - k div 2 with no bound on lead, and of what is outside
+
+    cut     nothing is seen
+    zero    keys and values of zeros are seen, but where the last window's queries end before their stride
+            does, past whose end nothing is
+
+With kernel b + 2 h and stride b, windows of `cut` and `zero` are blocks of b with a halo of h; with kernel b,
+blocks alone; in causal order, kernel b + h is a block and the h keys before it.
+
 With dilation d, position i is the i div d-th of group i mod d, and sees keys of its group alone, by the same
 rule inside the group; groups may differ in length by one. The neighbourhood on a grid is the product of
 those of its axes.
 
-Source: Hassani et al., 2024, arXiv 2403.04690, as natten 0.21 has it. Status: agrees with the official code,
-but for kernels longer than a group, which here see the whole of it: callers refuse them where they must.
+Source: Hassani et al., 2024, arXiv 2403.04690, as natten 0.21 has it; for the other borders Vaswani et al.,
+2021, arXiv 2103.12731. Status: agrees with the official code, but for kernels longer than a group, which here
+see the whole of it: callers refuse them where they must.
 """
 
 from __future__ import annotations
@@ -39,6 +50,7 @@ class Axis:
         stride: how many queries in a row share a window.
         dilation: distance between the keys that a query sees.
         causal: whether a query sees no key after it.
+        border: what becomes of windows that reach outside, `clamp`, `cut` or `zero`.
     """
 
     length: int
@@ -46,6 +58,12 @@ class Axis:
     stride: int = 1
     dilation: int = 1
     causal: bool = False
+    border: str = "clamp"
+
+    @property
+    def before(self) -> int:
+        """How many keys a window has before the first query of its stride, where no border moves it."""
+        return self.kernel - self.stride if self.causal else self.kernel // 2 - self.stride // 2
 
     def groups(self) -> tuple[Group, ...]:
         """Return the groups of positions that see each other, those of one length together."""
@@ -57,7 +75,7 @@ class Axis:
         """Return which keys each query sees, bool [length, length]."""
         seen = torch.zeros(self.length, self.length, dtype=torch.bool)
         for group in self.groups():
-            start, stop = windows(group.length, self.kernel, self.stride, self.causal)
+            start, stop = windows(group.length, self.kernel, self.stride, self.causal, self.border)
             at = torch.arange(group.length)
             inside = (at >= start[:, None]) & (at < stop[:, None])
             for first in range(group.first, group.first + group.count):
@@ -92,15 +110,33 @@ class Run:
     visible: Tensor
 
 
-def windows(length: int, kernel: int, stride: int, causal: bool) -> tuple[Tensor, Tensor]:
+def windows(
+    length: int, kernel: int, stride: int, causal: bool, border: str = "clamp"
+) -> tuple[Tensor, Tensor]:
     """Return the first key and one past the last of each position of a group, int64 [length] each.
+
+    With border `zero` they may be outside the group.
 
     Example:
         >>> windows(5, 3, 1, False)[0].tolist(), windows(5, 3, 1, True)[0].tolist()
         ([0, 0, 1, 2, 2], [0, 0, 0, 1, 2])
+        >>> [x.tolist() for x in windows(4, 4, 2, False, "zero")], windows(4, 4, 2, False, "cut")[0].tolist()
+        ([[-1, -1, 1, 1], [3, 3, 5, 5]], [0, 0, 1, 1])
     """
     at = torch.arange(length)
-    kernel = min(kernel, length)
+    if border == "clamp":
+        return _inside(at, length, min(kernel, length), stride, causal)
+    start = at // stride * stride - Axis(length, kernel, stride, causal=causal).before
+    stop = at + 1 if causal else start + kernel
+    if border == "cut":
+        start = start.clamp(min=0)
+    if border == "cut" or length % stride:
+        stop = stop.clamp(max=length)
+    return start, stop
+
+
+def _inside(at: Tensor, length: int, kernel: int, stride: int, causal: bool) -> tuple[Tensor, Tensor]:
+    """The windows of `clamp`."""
     if causal:
         lead = (at // stride * stride + stride - 1).clamp(max=length - 1)
         return (lead - kernel + 1).clamp(min=0), at + 1
@@ -110,14 +146,16 @@ def windows(length: int, kernel: int, stride: int, causal: bool) -> tuple[Tensor
 
 
 @lru_cache(maxsize=512)
-def runs(length: int, kernel: int, stride: int, causal: bool, size: int) -> tuple[Run, ...]:
+def runs(
+    length: int, kernel: int, stride: int, causal: bool, size: int, border: str = "clamp"
+) -> tuple[Run, ...]:
     """Return the tiles of a group of positions, `size` queries each, the last may be shorter.
 
     Example:
         >>> [(run.first, run.count, run.start, run.width) for run in runs(16, 3, 1, False, 4)]
         [(0, 1, 0, 5), (4, 2, 3, 6), (12, 1, 11, 5)]
     """
-    start, stop = windows(length, kernel, stride, causal)
+    start, stop = windows(length, kernel, stride, causal, border)
     whole = length // size * size
     found = _runs(start[:whole].view(-1, size), stop[:whole].view(-1, size), 0) if whole else []
     if whole < length:
@@ -174,7 +212,7 @@ def _cost(
     pairs = keys = calls = 1.0
     most = float(group)
     for axis, length, size in zip(axes, lengths, tile, strict=True):
-        parts = runs(length, axis.kernel, axis.stride, axis.causal, size)
+        parts = runs(length, axis.kernel, axis.stride, axis.causal, size, axis.border)
         pairs *= sum(run.count * run.size * run.width for run in parts)
         keys *= sum(run.count * run.width for run in parts)
         calls *= len(parts)

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from regard.engines.grids import Axis, Run
 from regard.engines.tiles import Part, Room, Tiles, parts_of, pieces_of, places_in, tiles_of, visible_in
+from regard.errors import RegardError
 
 LN2 = math.log(2)
 BOUND = {torch.float32: 100.0, torch.float64: 900.0}
@@ -35,7 +36,7 @@ def attend_neighborhoods(
     Args:
         q: [B, X1.., H, D], of any strides.
         k, v: [B, X1.., Hkv, D] and [B, X1.., Hkv, Dv]; H is a multiple of Hkv.
-        axes: the rule of each.
+        axes: the rule of each; their border is `clamp` or `cut`.
         scale: factor on q k^T.
         bias: table [H, 2 k1 - 1, ..], added by how far the key stands from the query, in steps of dilation.
 
@@ -45,6 +46,8 @@ def attend_neighborhoods(
         >>> tuple(out.shape), tuple(lse.shape)
         ((1, 20, 30, 2, 8), (1, 20, 30, 2))
     """
+    if any(axis.border == "zero" for axis in axes):
+        raise RegardError("border is 'zero'; windows that move with their query must be clamped or cut.")
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
         found: tuple[Tensor, Tensor] = _AttendNeighborhoods.apply(q, k, v, bias, axes, scale)
         return found

@@ -271,7 +271,7 @@ def parts_of(axes: tuple[Axis, ...], batch: int, heads: int, group: int, width: 
         times = batch * heads * math.prod(g.count for g in groups)
         size = tile_of(axes, lengths, times, group, width)
         outer, *others = (
-            runs(n, axis.kernel, axis.stride, axis.causal, s)
+            runs(n, axis.kernel, axis.stride, axis.causal, s, axis.border)
             for axis, n, s in zip(axes, lengths, size, strict=True)
         )
         for inner in itertools.product(*others):

@@ -15,6 +15,8 @@ CASES = {
     "plane": (Axis(20, 5), Axis(17, 4, 2)),
     "dilated": (Axis(26, 5, 1, 5), Axis(15, 3, 3, 2)),
     "whole axes": (Axis(7, 7), Axis(9, 9)),
+    "cut": (Axis(11, 5, border="cut"), Axis(13, 6, 4, border="cut")),
+    "cut and causal": (Axis(13, 9, 4, 2, True, "cut"),),
     "volume": (Axis(9, 3, 2, 3), Axis(10, 4, 1, 2, True), Axis(11, 5, 5)),
 }
 
@@ -41,6 +43,11 @@ def neighbours(axis, i):
     g, p = i % axis.dilation, i // axis.dilation
     group = range(g, axis.length, axis.dilation)
     last = len(group) - 1
+    if axis.border == "cut":
+        block = p // axis.stride * axis.stride
+        before = axis.kernel - axis.stride if axis.causal else axis.kernel // 2 - axis.stride // 2
+        near = range(block - before, block - before + axis.kernel)
+        return [group[t] for t in near if 0 <= t <= (p if axis.causal else last)]
     if axis.causal:
         leader = min(p // axis.stride * axis.stride + axis.stride - 1, last)
         return [group[t] for t in range(max(leader - axis.kernel + 1, 0), p + 1)]
