@@ -37,6 +37,12 @@ def little(name):
     return sum(p.numel() for p in hollow(name).parameters()) < 2e6
 
 
+def size_of(model, free):
+    """Height and width that a model is for; `free` where it takes any."""
+    size = getattr(model.config, "image_size", free)
+    return (size, size) if isinstance(size, int) else size
+
+
 LITTLE = [name for name in NAMES if little(name)]
 
 
@@ -255,7 +261,7 @@ def test_every_model_is_built_and_counted_without_memory(name):
 def test_every_small_model_learns_is_saved_and_comes_back(name, tmp_path):
     torch.manual_seed(0)
     model = image_model(name, num_labels=4, num_channels=1)
-    images, labels = torch.randn(8, 1, 32, 32), torch.arange(8) % 4
+    images, labels = torch.randn(8, 1, *size_of(model, (32, 32))), torch.arange(8) % 4
     optimiser, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
     for _ in range(12):
         loss = model(images, labels=labels).loss
@@ -275,7 +281,7 @@ def test_every_small_model_learns_is_saved_and_comes_back(name, tmp_path):
 def test_every_small_model_gives_maps_and_pooled_features(name):
     model = image_model(name, num_labels=0).eval()
     with torch.no_grad():
-        out = model(torch.randn(2, 3, 40, 48), output_hidden_states=True)
+        out = model(torch.randn(2, 3, *size_of(model, (40, 48))), output_hidden_states=True)
     assert out.hidden_states and all(x.ndim == 4 and len(x) == 2 for x in out.hidden_states)
     sizes = [x.shape[2] * x.shape[3] for x in out.hidden_states]
     assert sizes == sorted(sizes, reverse=True)

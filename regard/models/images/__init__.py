@@ -5,11 +5,13 @@ A family is a package of `regard.models` with a config and a model; docs/build.m
 
 from regard.models.images.base import ImageConfig, ImageModel
 from regard.models.images.cost import Cost, cost
+from regard.models.images.matching import matched
+from regard.models.images.patches import PatchConfig, PatchModel
 from regard.models.images.paths import DropPath, drop_rates
 from regard.models.images.published import load_published
 from regard.models.images.registry import image_family, image_model, image_models
 
 __all__ = [
-    "Cost", "DropPath", "ImageConfig", "ImageModel", "cost", "drop_rates", "image_family", "image_model",
-    "image_models", "load_published",
+    "Cost", "DropPath", "ImageConfig", "ImageModel", "PatchConfig", "PatchModel", "cost", "drop_rates",
+    "image_family", "image_model", "image_models", "load_published", "matched",
 ]  # fmt: skip

@@ -46,12 +46,14 @@ class Cost:
         )
 
 
-def cost(model: nn.Module, image_size: int | tuple[int, int] = 224, channels: int | None = None) -> Cost:
+def cost(
+    model: nn.Module, image_size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> Cost:
     """Return parameters and operations of a model for one image; the model is not touched.
 
     Args:
         model: an `ImageModel`, or any module of images [B, channels, height, width]; on any device.
-        image_size: height and width, or one number for both.
+        image_size: height and width, or one number for both; by default that of the model's config, or 224.
         channels: of the image; by default those of the model's config, or 3.
 
     Raises:
@@ -61,6 +63,9 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] = 224, channels: in
         >>> str(cost(nn.Conv2d(3, 8, 3, padding=1, bias=False), 32))
         '216 parameters, 221 k multiply-adds at 32 x 32'
     """
+    if image_size is None:
+        image_size = getattr(getattr(model, "config", None), "image_size", 224)
+    image_size = tuple(image_size) if isinstance(image_size, list) else image_size
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
         raise RegardError(f"image_size is {image_size!r}; it must be one or two whole numbers from 1.")

@@ -16,8 +16,10 @@ from regard.models.images.base import ImageModel
 FAMILIES = {
     "biformer": "regard.models.biformer",
     "dinat": "regard.models.neighborhood",
+    "mixer": "regard.models.patches",
     "nat": "regard.models.neighborhood",
     "van": "regard.models.van",
+    "vit": "regard.models.patches",
 }
 """How names begin, up to the first dash -> the module that registers them; a new family adds its line."""
 
