@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from regard.errors import NoSuchSite, NothingObserved, RegardError
-from regard.lens.plane_sums import centres
+from regard.lens.plane_sums import MEANING, centres
 from regard.lens.sentences import layer
 from regard.runtime.head_table import HeadTable
 from regard.runtime.image_panel import ImagePanel
@@ -160,7 +160,12 @@ class SeenMaps:
             )
             for alias, s in self.sites.items()
         ]  # fmt: skip
-        return (*self.heads.panels(), *shown)
+        (whole,) = self.heads.panels()
+        numbers = [
+            replace(whole, values={column: grid}, note=MEANING[column])
+            for column, grid in whole.values.items()
+        ]
+        return (*numbers, *shown)
 
     def save(self, path: str | Path) -> None:
         """Write `heads` as JSON; see `HeadTable.save`."""

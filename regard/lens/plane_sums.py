@@ -24,6 +24,16 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 COLUMNS = ("entropy", "sharpness", "border", "distance", "off_image", "negative", "size")
+MEANING = {
+    "entropy": "entropy of the weights over the positions, relative to the greatest possible: 1 is even",
+    "sharpness": "the largest weight, relative to an even one",
+    "border": "weight on the outermost positions, relative to even weights",
+    "distance": "mean distance between a position and those it attends to, in pixels",
+    "off_image": "weight on what is no position of the image: a class token, registers, padding",
+    "negative": "share of the map's absolute size that is below zero",
+    "size": "mean absolute value of the map",
+    "varies": "share of the map's squared size that differs between images: 0 is the same for all",
+}
 TINY, ROUNDING = 1e-30, 2e-6
 
 

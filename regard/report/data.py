@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from regard.report.images import Kept
 from regard.report.words import pieces, words
 from regard.runtime.panels import (
     GraphPanel,
@@ -40,6 +41,7 @@ class Places:
         self.tokens = tokens
         self.sites: dict[str, int] = {}
         self.heads: list[int] = []
+        self.kept: dict[str, Kept] = {}
         self.texts: list[Json] = []
         self._known: dict[tuple[Any, ...], int] = {}
 
@@ -51,8 +53,24 @@ class Places:
         self.heads[row] = max(self.heads[row], heads)
         return row
 
+    def keep(self, site: str, kept: Kept) -> int:
+        """Return the row of a site of which the page has some heads, in this order."""
+        self.kept[site] = kept
+        return self.row(site, len(kept.heads))
+
     def head(self, head: Head) -> list[int]:
-        return [self.row(head[0], int(head[1]) + 1), int(head[1])]
+        """Return the row and the place in it of a head; the first place for one that is not there."""
+        site, number = head[0], int(head[1])
+        if site in self.kept:
+            heads = self.kept[site].heads
+            return [self.row(site), heads.index(number) if number in heads else 0]
+        return [self.row(site, number + 1), number]
+
+    def line(self, site: str, values: list[Json]) -> list[Json]:
+        """Bring one number a head to the places that the page has of a site."""
+        if site not in self.kept:
+            return values
+        return [values[head] if head < len(values) else None for head in self.kept[site].heads]
 
     def text(self, tokens: Tokens | None) -> int | None:
         """Return the number of a text, given by words or ids."""
@@ -80,6 +98,7 @@ class Places:
                 "name": _name(s),
                 "short": safe(_short(s, len(kinds) > 1)),
                 "heads": self.heads[r],
+                "labels": self.kept[s].labels() if s in self.kept else None,
             }
             for s, r in self.sites.items()
         ]
@@ -114,11 +133,18 @@ def number(value: Any) -> Any:
 
 def head_map_json(panel: MapPanel, section: int, places: Places) -> Json:
     """Return a map of heads, its lines in the order of the page's sites (filled in by `spread`)."""
-    rows = [places.row(str(site), len(panel.columns)) for site in panel.sites or ()]
+    sites = [str(site) for site in panel.sites or ()]
+    rows = [places.row(site, 0 if site in places.kept else len(panel.columns)) for site in sites]
     grids = [(name, panel.signed(name), grid) for name, grid in panel.values.items()]
     return {
         "section": section, "title": safe(panel.title), "note": safe(panel.note), "rows": rows,
-        "quantities": [{"name": safe(n), "signed": s, "values": _grid(g)} for n, s, g in grids],
+        "quantities": [
+            {
+                "name": safe(n), "signed": s,
+                "values": [places.line(site, line) for site, line in zip(sites, _grid(g), strict=True)],
+            }
+            for n, s, g in grids
+        ],
     }  # fmt: skip
 
 

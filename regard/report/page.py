@@ -17,10 +17,10 @@ from string import Template
 from typing import Any
 
 SCRIPTS = (
-    "dom", "colour", "patterns", "map", "rank", "text", "heat", "head", "findings", "lines", "tables",
-    "graphs", "grids", "main",
+    "dom", "colour", "patterns", "map", "rank", "text", "heat", "head", "planes", "imagehead", "findings",
+    "lines", "tables", "graphs", "grids", "main",
 )  # fmt: skip
-STYLES = ("base", "parts")
+STYLES = ("base", "parts", "images")
 
 
 @cache

@@ -12,9 +12,11 @@ from typing import Any
 from regard.errors import NothingObserved, RegardError
 from regard.report import pack
 from regard.report.data import Places, head_map_json, panel_json, pattern_json, safe, spread
+from regard.report.images import kept_of, layers_json, pictures_json
 from regard.report.page import render
 from regard.report.recorder import Recorded
 from regard.runtime.findings import Finding
+from regard.runtime.image_panel import ImagePanel
 from regard.runtime.panels import OWN_TEXT, Head, MapPanel, Panel, PatternPanel
 from regard.runtime.protocol import Lens
 from regard.runtime.table import write_text
@@ -32,8 +34,8 @@ class Section:
         title: in a few words, such as "On the packaged passage (476 tokens)".
         short: in one or two, for a button; default the title.
         findings: in the order shown.
-        panels: maps of heads join one map; patterns are shown where their head is opened; the rest follow
-            below.
+        panels: maps of heads join one map; patterns, and maps over images, are shown where their head is
+            opened; the rest follow below.
         recorded: patterns of every head, from a `Recorder`.
     """
 
@@ -129,11 +131,14 @@ class Report:
 
     def _data(self) -> dict[str, Any]:
         places, views = Places(self.tokens), _Views(len(self.sections))
+        images = self._images(places)
         maps, panels, patterns, sections = [], [], [], []
         for number, section in enumerate(self.sections):
             for kept in section.recorded:
                 places.row(kept.site, kept.heads)
             for panel in section.panels:
+                if isinstance(panel, ImagePanel):
+                    continue
                 if isinstance(panel, PatternPanel):
                     patterns.append(pattern_json(panel, views.of(number, panel.text), places))
                 elif isinstance(panel, MapPanel) and panel.sites is not None:
@@ -153,8 +158,20 @@ class Report:
         return {
             "sections": sections, "sites": places.listed(), "across": max(places.heads, default=0),
             "maps": spread(maps, len(places.heads)), "panels": panels, "patterns": _finest(patterns),
-            "texts": places.texts, "opens": self._opens(places), "colours": self._colours(maps),
+            "texts": places.texts, "images": images, "opens": self._opens(places),
+            "colours": self._colours(maps),
         }  # fmt: skip
+
+    def _images(self, places: Places) -> dict[str, Any] | None:
+        """Maps over images, of the first section that has some; None where none has."""
+        for section in self.sections:
+            shown = [panel for panel in section.panels if isinstance(panel, ImagePanel)]
+            if shown:
+                named = [*self.heads, *(head for s in self.sections for f in s.findings for head in f.heads)]
+                kept = {panel.site: kept_of(panel, named) for panel in shown}
+                rows = {site: places.keep(site, found) for site, found in kept.items()}
+                return {"pictures": pictures_json(shown), "layers": layers_json(shown, kept, rows)}
+        return None
 
     def _patterns(self, section: Section, number: int, places: Places) -> list[dict[str, Any]]:
         if not section.recorded:

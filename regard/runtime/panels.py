@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import RegardError, ShapeMismatch
+from regard.runtime.image_panel import ImagePanel
 from regard.runtime.table import Table
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class GraphPanel:
                     raise RegardError(f"an edge of {self.title!r} names {end!r}, which is no node.")
 
 
-Panel: TypeAlias = MapPanel | PatternPanel | TablePanel | LinePanel | GraphPanel
+Panel: TypeAlias = MapPanel | PatternPanel | TablePanel | LinePanel | GraphPanel | ImagePanel
 
 
 def head_map(table: HeadTable) -> MapPanel:

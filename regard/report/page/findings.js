@@ -16,7 +16,7 @@ function findingsView(app) {
           button.setAttribute("aria-pressed", String(on));
           app.mark(on ? finding.heads : [], finding.lens, at);
           if (on) app.open(...finding.heads[0], false, at);
-        } }, plural(finding.heads.length, "head"));
+        } }, plural(finding.heads.length, app.labelOf(...finding.heads[0]).replace(/ \d+$/, "")));
         button.setAttribute("aria-label", `Show ${button.textContent} on the map`);
         buttons.push(button);
         item.firstChild.append(button);

@@ -6,8 +6,11 @@ function start(data) {
   const app = { data, shelves: shelf(data), quantities: quantities(data), chosen: null, byRank: false };
   const known = new Set(data.patterns.map((p) => (p.head === null ? `${p.row}` : `${p.row}.${p.head}`)));
   app.exists = (row, head) => known.has(`${row}.${head}`) || (known.has(`${row}`) && head < data.sites[row].heads);
-  app.headName = (row, head) => `${data.sites[row].name} head ${head}`;
-  app.shortName = (row, head) => `${data.sites[row].short}.${head}`;
+  for (const { row } of data.images?.layers ?? []) known.add(`${row}`);
+  app.labelOf = (row, head) => data.sites[row].labels?.[head] ?? `head ${head}`;
+  app.numberOf = (row, head) => Number(/\d+$/.exec(app.labelOf(row, head))[0]);
+  app.headName = (row, head) => `${data.sites[row].name} ${app.labelOf(row, head)}`;
+  app.shortName = (row, head) => `${data.sites[row].short}.${app.numberOf(row, head)}`;
   app.tokens = (text, length) => (text === null || text === undefined
     ? Array.from({ length }, (_, i) => String(i)) : data.texts[text]);
   const root = document.querySelector("main");
@@ -15,7 +18,7 @@ function start(data) {
   const map = data.sites.length ? headMap(app) : null;
   const rank = ranking(app);
   const found = findingsView(app);
-  const view = headView(app);
+  const view = data.images ? imageHeadView(app) : headView(app);
 
   app.hover = (row, head) => {
     if (row === null || row === undefined) return rest();
@@ -25,7 +28,7 @@ function start(data) {
       value === null ? "" : ` · ${q.name.replaceAll("_", " ")} ${shown(value)} · ${rankOf(q, value)} of ${q.sorted.length}`);
   };
   const rest = () => status.replaceChildren(el("span", { class: "hint" },
-    "Click a head for its pattern. Keys: arrows, Enter, Esc; / finds a head."));
+    `Click a head for its ${data.images ? "map" : "pattern"}. Keys: arrows, Enter, Esc; / finds a head.`));
   app.open = (row, head, focus = false, section = view.now()?.section ?? data.opens?.[2] ?? 0) => {
     map?.select(row, head);
     view.open(row, head, section).then(() => {
@@ -73,7 +76,7 @@ function start(data) {
   const search = el("input", { type: "search", placeholder: "find a head: 17.5", "aria-label": "Find a head, such as 17.5",
     onkeydown: (e) => {
       if (e.key !== "Enter") return;
-      const head = headNamed(data, search.value);
+      const head = headNamed(app, search.value);
       status.replaceChildren(head ? "" : `There is no head ${search.value}.`);
       if (head) { map?.focus(...head); app.open(...head, true); }
     } });
@@ -110,13 +113,16 @@ function start(data) {
 }
 
 // A head by what a person types: 17.5, 17 5, L17H5, layer 17 head 5, encoder.3.2.
-function headNamed(data, typed) {
+function headNamed(app, typed) {
+  const { data } = app;
   const found = /^\s*([a-z]*?)\W*(?:l|layer)?\W*(\d+)\D+(\d+)\s*$/i.exec(typed);
   if (!found) return null;
   const [, kind, layer, head] = found;
   const row = data.sites.findIndex((s) => s.alias.endsWith(`.${Number(layer)}`) &&
     (/^(layer|l)?$/i.test(kind) || s.alias.startsWith(kind.toLowerCase())));
-  return row >= 0 && Number(head) < data.sites[row].heads ? [row, Number(head)] : null;
+  const places = row < 0 ? [] : Array.from({ length: data.sites[row].heads }, (_, place) => place);
+  const place = places.find((at) => app.numberOf(row, at) === Number(head));
+  return place === undefined ? null : [row, place];
 }
 
 function themes() {

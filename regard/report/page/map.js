@@ -46,7 +46,8 @@ function headMap(app) {
   const header = el("div", { role: "row", class: "row" }, el("span", { role: "columnheader", class: "label" }));
   const step = data.across > 24 ? 8 : data.across > 12 ? 4 : 1;
   for (let head = 0; head < data.across; head++) {
-    header.append(el("span", { role: "columnheader", class: "label top" }, head % step ? "" : String(head)));
+    const numbered = head % step === 0 && !data.sites.some((site) => site.labels);
+    header.append(el("span", { role: "columnheader", class: "label top" }, numbered ? String(head) : ""));
   }
   grid.append(header);
   data.sites.forEach((site, row) => {
