@@ -18,6 +18,7 @@ FAMILIES = {
     "dinat": "regard.models.neighborhood",
     "mixer": "regard.models.patches",
     "nat": "regard.models.neighborhood",
+    "ninformer": "regard.models.ninformer",
     "van": "regard.models.van",
     "vit": "regard.models.patches",
 }
