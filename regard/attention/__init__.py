@@ -11,6 +11,7 @@ from regard.attention.block import Block, Maps
 from regard.attention.clipped import ClippedSoftmax
 from regard.attention.flow import FlowAttention, flow_attention
 from regard.attention.gated import Gated
+from regard.attention.halo import HaloAttention, HaloGrid, halo_attention, replace_conv3x3
 from regard.attention.hip import HiP, HiPMask, hip_attention, hip_mask
 from regard.attention.kernel import Kernel
 from regard.attention.key_value_bias import KeyValueBias
@@ -73,6 +74,8 @@ __all__ = [
     "Context",
     "FlowAttention",
     "Gated",
+    "HaloAttention",
+    "HaloGrid",
     "HeadRouter",
     "HiP",
     "HiPMask",
@@ -122,6 +125,7 @@ __all__ = [
     "flow_attention",
     "from_dict",
     "get",
+    "halo_attention",
     "head_usage",
     "hip_attention",
     "hip_mask",
@@ -133,5 +137,6 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_mask",
+    "replace_conv3x3",
     "routing_attention",
 ]  # fmt: skip
