@@ -28,7 +28,9 @@ def check_reads_text(found: Source) -> None:
     if found.tokenizer is None:
         kind = (found.config.architectures or [type(found.config).__name__])[0]
         raise UnsupportedModel(
-            f"{name} ({kind}) comes without a tokenizer, and inspect reads text; watch it in Python."
+            f"{name} ({kind}) takes images; give one with --image FILE."
+            if found.reads == "pixel_values"
+            else f"{name} ({kind}) comes without a tokenizer, and inspect reads text; watch it in Python."
         )
 
 
@@ -48,8 +50,9 @@ def check_takes_tokens(skeleton: Any, anatomy: Anatomy, name: str) -> int:
         return weight.shape[0]
     else:
         wanted = "no tokens"
+    what_to_do = "look at it with --image FILE" if takes == "pixel_values" else "watch it in Python"
     raise UnsupportedModel(
-        f"{name} ({type(skeleton).__name__}) takes {wanted}, and inspect reads one text; watch it in Python."
+        f"{name} ({type(skeleton).__name__}) takes {wanted}, and inspect reads one text; {what_to_do}."
     )
 
 

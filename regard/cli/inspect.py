@@ -1,4 +1,4 @@
-"""`regard inspect`: run a model on a text and say what its attention does."""
+"""`regard inspect`: run a model on a text, or on images, and say what its attention does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from regard.cli.command import Parser, say
 from regard.errors import RegardError
 from regard.weights.quiet import busy
 
+LARGEST_IMAGE = 2048
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the subcommand."""
@@ -19,6 +21,16 @@ def parser() -> argparse.ArgumentParser:
         help="a folder, a .gguf file or a name on the Hub (default: SmolLM2-135M-Instruct)",
     )  # fmt: skip
     parser.add_argument("--text", metavar="FILE|-|WORDS", help="what to read (default: a packaged passage)")
+    parser.add_argument(
+        "--image", metavar="FILE", action="append",
+        help="an image for a model that reads images; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-size",
+        metavar="N",
+        type=int,
+        help="pixels a side that images are brought to (default: the model's)",
+    )
     parser.add_argument("--layers", metavar="0-5,7", help="layers to look at (default: all)")
     parser.add_argument(
         "--lens", action="extend", nargs="+", metavar="NAME",
@@ -41,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Look at a model; print what was found, and write it where that is asked for."""
+    if options.image:
+        return _images(options)
+    if options.image_size is not None:
+        raise RegardError("--image-size is for images; give --image FILE with it.")
     text, origin = given.read_text(options.text)
     layers, heads = given.parse_layers(options.layers), given.parse_heads(options.heads)
     json_path, csv_path = given.check_outputs(options.json, options.csv)
@@ -65,6 +81,37 @@ def run(options: argparse.Namespace) -> int:
         _write(csv_path, written.as_csv(main, probe))
     if given.STANDARD not in (json_path, csv_path):
         shown.print_look(look, main, probe, all_maps=named, report=report)
+    return 0
+
+
+def _images(options: argparse.Namespace) -> int:
+    """Look at an image model; print what was found, and write it where that is asked for."""
+    for name, value in (("--text", options.text), ("--heads", options.heads)):
+        if value is not None:
+            raise RegardError(f"{name} is for a model that reads text; leave it out, or --image.")
+    if options.image_size is not None and not 1 <= options.image_size <= LARGEST_IMAGE:
+        raise RegardError(f"--image-size is {options.image_size}; it must be from 1 to {LARGEST_IMAGE}.")
+    layers = given.parse_layers(options.layers)
+    json_path, csv_path = given.check_outputs(options.json, options.csv)
+    report = given.check_report(options.report, options.no_report, (json_path, csv_path))
+    with busy("Starting"):
+        from regard.cli import image_looking, image_shown, written
+    if options.model is None and options.lens:
+        _check_not_a_model(options.lens[-1])
+    lenses = image_looking.chosen_lenses(options.lens, len(options.image))
+    look = image_looking.ImageLook.of(
+        options.model, options.image, options.image_size, layers, options.dtype, options.device, lenses
+    )
+    results = look.run(lenses, layers)
+    if report is not None:
+        with busy(f"Writing {report}"):
+            image_looking.write_report(report, look, lenses, results)
+    if json_path is not None:
+        _write(json_path, image_looking.as_json(look, results))
+    if csv_path is not None:
+        _write(csv_path, written.as_csv(results, {}))
+    if given.STANDARD not in (json_path, csv_path):
+        image_shown.print_look(look, lenses, results, report)
     return 0
 
 

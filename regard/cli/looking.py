@@ -210,7 +210,7 @@ class Look:
                 raise RegardError(
                     f"{self.name} ran out of memory on {ids.shape[1]} tokens; give a shorter text."
                 ) from error
-            if _is_ours(error):
+            if is_ours(error):
                 raise
             raise UnsupportedModel(
                 f"{self.name} ({type(self.model).__name__}) does not run on text alone "
@@ -224,7 +224,7 @@ class Look:
             )
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether an error began in regard itself, where it is a fault to be seen and not a model's refusal."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

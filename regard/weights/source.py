@@ -109,6 +109,7 @@ class Source:
         """
         from transformers import AutoConfig
 
+        self._meet_own_models()
         return self._try(lambda: AutoConfig.from_pretrained(self.place, **self._how))
 
     @cached_property
@@ -174,11 +175,27 @@ class Source:
 
         if self.gguf:
             return transformers.AutoModelForCausalLM
+        own = {kind.__name__: kind for kind in self._meet_own_models()}
         for name in self.config.architectures or ():
-            found = getattr(transformers, name, None)
+            found = own.get(name) or getattr(transformers, name, None)
             if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
                 return found
         return transformers.AutoModel
+
+    @property
+    def reads(self) -> str:
+        """The first argument that the model is fed: `input_ids`, `pixel_values` or another."""
+        return str(getattr(self._class, "main_input_name", "input_ids"))
+
+    def _meet_own_models(self) -> tuple[type, ...]:
+        """Let transformers know regard's image models, where a folder holds one; return their classes."""
+        path = Path(self.place) / "config.json"
+        if self.gguf or not path.is_file() or b'"regard_' not in path.read_bytes():
+            return ()
+        from regard.models.images.registry import MODELS, image_models
+
+        image_models()
+        return tuple(dict.fromkeys(MODELS.values()))
 
     @property
     def _how(self) -> dict[str, Any]:
