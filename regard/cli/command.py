@@ -19,7 +19,8 @@ COMMANDS = {
     "diff": "say which heads of two models, or of one under an edit, do something else",
     "study": "test a paper's claim small, and say whether it held",
     "mechanisms": "list what can stand in the place of softmax attention, and what each costs",
-    "train": "train a tiny language model with any mechanism by name",
+    "train": "train a tiny language model with any mechanism by name, or an image classifier",
+    "models": "list the image models that can be trained, with their parameters and operations",
     "papers": "list the published systems in scope, and which of them work today",
     "run": "run a system's own command",
 }

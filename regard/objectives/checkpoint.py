@@ -86,6 +86,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path | None, told: dict[str, Any]) -> None:
         self.path = None if folder is None else folder / FILE
+        for scratch in () if folder is None else folder.glob(f".{FILE}.*"):
+            scratch.unlink(missing_ok=True)  # of a run that was killed while it wrote
         self.told = json.loads(json.dumps(told))
 
     def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, log: Log) -> None:

@@ -1,21 +1,11 @@
-"""Training of tiny language models: next-token loss, AdamW, a cosine schedule, and files to go on from.
+"""Training of tiny language models: the next-token loss, in the one loop of `loop.py`.
 
-    rate_s = rate * s / warmup                                     s <= warmup
-    rate_s = low + (rate - low) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2,  low = rate / 10
-
-A batch is drawn from the training part at places that depend on the seed and the step alone, and so does all
-other chance, dropout included: a run that goes on from its file has the losses of one that was never stopped.
-
-Source: AdamW is Loshchilov and Hutter, 2017, arXiv 1711.05101; the schedule and the betas those of GPT-3
-(Brown et al., 2020, arXiv 2005.14165, appendix B). Status: our choice.
+A batch is drawn from the training part at places that depend on the seed and the step alone.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,60 +16,28 @@ from torch import Tensor, nn
 
 from regard.attention.mechanism import Mechanism
 from regard.errors import RegardError
-from regard.objectives.checkpoint import Checkpoint, Log, folder_for
+from regard.objectives.checkpoint import Log
+from regard.objectives.loop import Loop
+from regard.objectives.schedule import STEPS, Schedule, check_count, device_of, mixed
 from regard.tasks.corpus import Corpus
 
 Measure = Callable[[nn.Module], Mapping[str, float]]
 Loss = Callable[[nn.Module, Tensor], Tensor]
-STEPS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train.
+class Recipe(Schedule):
+    """How to train a language model.
 
     Attributes:
-        steps: optimiser steps.
-        batch: sequences a step.
-        length: tokens predicted in a sequence.
-        rate: the highest learning rate.
-        warmup: share of the steps in which the rate grows to that.
-        decay: weight decay, of matrices alone.
-        betas: AdamW's.
-        clip: the largest norm of the gradient; more is scaled down to it.
-        seed: of batches and of everything drawn while training.
+        length: tokens predicted in a sequence; a batch is of sequences.
     """
 
-    steps: int = STEPS
-    batch: int = 16
     length: int = 128
-    rate: float = 3e-3
-    warmup: float = 0.05
-    decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("length", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RegardError(f"{name} is {value!r}; it must be a whole number from {least}.")
-        for name in ("rate", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise RegardError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
-        if not 0 <= self.warmup <= 1 or not self.decay >= 0:
-            raise RegardError(
-                f"warmup is {self.warmup} and decay {self.decay}; they must be 0 to 1, and from 0."
-            )
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.rate * (step + 1) / warm
-        done = (step - warm) / max(1, self.steps - warm)
-        return self.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        super().__post_init__()
+        check_count("length", self.length, 1)
 
 
 def train(
@@ -133,34 +91,25 @@ def train(
         >>> len(log.losses), [step for step, _ in log.held_out]
         (4, [0, 4])
     """
-    recipe = recipe or _recipe(steps, options)
-    _check(model, data, recipe, windows, evaluate_every, checkpoint_every)
-    optimiser = _optimiser(model, recipe)
+    recipe = recipe or Recipe.of("train", steps=steps, **options)
+    _check(model, data, recipe)
+    check_count("windows", windows, 0)
     told = {"recipe": asdict(recipe), "data": data.digest(), "windows": windows, "about": dict(about or {})}
-    kept = Checkpoint(folder_for(out), told)
-    log = (kept.restore(model, optimiser) if resume else None) or Log()
-    begun = len(log.losses)
     batches, goal = _Batches(data.train, recipe), loss or _next_token_and_auxiliary
-    was_training = model.training
-    with _shown(recipe.steps, begun, tick) as advance:
-        for step in range(begun, recipe.steps + 1):
-            if (step % evaluate_every == 0 or step == recipe.steps) and not log.evaluated(step):
-                log.add(
-                    step,
-                    evaluate(model, data, recipe.length, windows, recipe.batch),
-                    _measures(model, measure),
-                )
-            if step > begun and (step % checkpoint_every == 0 or step == recipe.steps):
-                kept.save(model, optimiser, log)
-            if step == recipe.steps:
-                break
-            started = time.perf_counter()
-            value = _step(model, optimiser, goal, batches, recipe, step)
-            log.losses.append(value)
-            log.seconds += time.perf_counter() - started
-            advance(step + 1, log)
-    model.train(was_training)
-    return log
+
+    def descend(step: int) -> float:
+        value = goal(model, batches.at(step).to(device_of(model)))
+        value.backward()
+        return float(value.detach())
+
+    def judge() -> tuple[float, dict[str, float]]:
+        return evaluate(model, data, recipe.length, windows, recipe.batch), _measures(model, measure)
+
+    loop = Loop(
+        model=model, recipe=recipe, descend=descend, judge=judge, told=told, out=out, resume=resume,
+        evaluate_every=evaluate_every, checkpoint_every=checkpoint_every, tick=tick,
+    )  # fmt: skip
+    return loop.run()
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -216,11 +165,6 @@ def evaluate(model: nn.Module, data: Corpus, length: int, windows: int = 64, bat
     return total / len(rows)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the parameters are."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 class _Batches:
     """The tokens of a step, int64 [batch, length + 1], which depend on the seed and the step alone."""
 
@@ -229,74 +173,21 @@ class _Batches:
 
     def at(self, step: int) -> Tensor:
         recipe = self.recipe
-        generator = torch.Generator().manual_seed(_mixed(recipe.seed, step))
+        generator = torch.Generator().manual_seed(mixed(recipe.seed, step))
         span = len(self.tokens) - recipe.length
         starts = torch.randint(span, (recipe.batch, 1), generator=generator)
         return self.tokens[starts + torch.arange(recipe.length + 1)]
 
 
-def _mixed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63
-
-
-def _step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    goal: Loss,
-    batches: _Batches,
-    recipe: Recipe,
-    step: int,
-) -> float:
-    device = device_of(model)
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.rate_at(step)
-    model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_mixed(recipe.seed, step))
-        value = goal(model, batches.at(step).to(device))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-    found = float(value.detach())
-    if not math.isfinite(found):
-        raise RegardError(f"the loss of step {step} is {found}; train at a lower rate than {recipe.rate:g}.")
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimiser.step()
-    return found
-
-
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.rate, betas=recipe.betas)
-
-
-def _recipe(steps: int, options: Mapping[str, Any]) -> Recipe:
-    unknown = [name for name in options if name not in Recipe.__dataclass_fields__]
-    if unknown:
-        takes = ", ".join(Recipe.__dataclass_fields__)
-        raise RegardError(f"train takes no {unknown[0]!r}; a recipe has {takes}.")
-    return Recipe(steps=steps, **options)
-
-
-def _check(model: nn.Module, data: Corpus, recipe: Recipe, *counts: int) -> None:
+def _check(model: nn.Module, data: Corpus, recipe: Recipe) -> None:
     if not isinstance(data, Corpus):
         raise RegardError(f"data must be a Corpus, as packaged() gives, and is {type(data).__name__}.")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise RegardError(f"{type(model).__name__} has no parameter to train.")
     for part, name in ((data.train, "training"), (data.held_out, "held-out")):
         if len(part) <= recipe.length:
             raise RegardError(
                 f"the {name} text has {len(part)} tokens; sequences of length {recipe.length} need "
                 f"{recipe.length + 1}."
             )
-    for value, name, least in zip(
-        counts, ("windows", "evaluate_every", "checkpoint_every"), (0, 1, 1), strict=True
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise RegardError(f"{name} is {value!r}; it must be a whole number from {least}.")
 
 
 def _measures(model: nn.Module, measure: Measure | None) -> dict[str, float]:
@@ -308,24 +199,3 @@ def _measures(model: nn.Module, measure: Measure | None) -> dict[str, float]:
         found = {name: float(value) for name, value in measure(model).items()}
     model.train(was_training)
     return found
-
-
-@contextmanager
-def _shown(
-    steps: int, done: int, tick: Callable[[float], None] | None
-) -> Iterator[Callable[[int, Log], None]]:
-    """A progress bar on standard error, where that is a terminal; or whoever asked to be told."""
-    if tick is not None:
-        told = tick
-        yield lambda step, log: told(step / steps)
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=steps, initial=done, desc="training", unit="step", disable=None, leave=False) as bar:
-
-        def advance(step: int, log: Log) -> None:
-            held_out = f", held out {log.held_out[-1][1]:.3f}" if log.held_out else ""
-            bar.set_postfix_str(f"loss {log.losses[-1]:.3f}{held_out}", refresh=False)
-            bar.update()
-
-        yield advance

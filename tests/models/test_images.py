@@ -19,7 +19,9 @@ from regard.models.images import (
     image_family,
     image_model,
     image_models,
+    load_image_model,
     load_published,
+    save_image_model,
 )
 from regard.models.images.registry import MODELS
 
@@ -39,7 +41,7 @@ def little(name):
 
 def size_of(model, free):
     """Height and width that a model is for; `free` where it takes any."""
-    size = getattr(model.config, "image_size", free)
+    size = model.config.image_size or free
     return (size, size) if isinstance(size, int) else size
 
 
@@ -203,6 +205,35 @@ class TestPublished:
             load_published(tiny(), tmp_path / "none.safetensors")
         with pytest.raises(RegardError, match="a mapping of names to tensors"):
             load_published(tiny(), {"stem": 3})
+
+
+class TestSaved:
+    def test_a_model_comes_back_with_classes_and_normalisation(self, tmp_path):
+        torch.manual_seed(0)
+        model = image_model(
+            "nat-nano", num_labels=2, num_channels=1, image_mean=[0.5], image_std=[0.25]
+        ).eval()
+        model.config.id2label = {0: "cat", 1: "dog"}
+        save_image_model(model, tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        again, images = load_image_model(tmp_path), torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+        assert again.config.id2label == {0: "cat", 1: "dog"} and not again.training
+        x = again.prepared(images)
+        torch.testing.assert_close(x, (images / 255 - 0.5) / 0.25)
+        with torch.no_grad():
+            torch.testing.assert_close(again(x).logits, model(x).logits, rtol=0, atol=1e-6)
+
+    def test_what_is_no_model_is_refused(self, tmp_path):
+        with pytest.raises(RegardError, match="there is no config.json in"):
+            load_image_model(tmp_path)
+        save_image_model(image_model("nat-nano"), tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(RegardError, match="holds no image model that can be loaded"):
+            load_image_model(tmp_path)
+        with pytest.raises(RegardError, match="no image_mean and image_std"):
+            image_model("nat-nano").prepared(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        with pytest.raises(RegardError, match="cannot be written to"):
+            save_image_model(image_model("nat-nano"), tmp_path / "nowhere")
 
 
 class TestCost:

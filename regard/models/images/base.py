@@ -1,8 +1,10 @@
 """An image model: maps of features, logits from them, and the loss, as transformers has them.
 
-maps = features(pixel_values)       [B, C_i, H_i, W_i], one a stage
-logits = classify(maps)             [B, num_labels], or pooled features where num_labels is 0
-loss = cross-entropy(logits, labels)
+    maps = features(pixel_values)       [B, C_i, H_i, W_i], one a stage
+    logits = classify(maps)             [B, num_labels], or pooled features where num_labels is 0
+    loss = cross-entropy(logits, labels)
+
+`train_images` writes into the config how images are normalised, and `prepared` does so.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from regard.errors import RegardError, ShapeMismatch
+from regard.tasks.images import normalized
 
 Maps = tuple[Tensor, ...]
 
@@ -26,6 +29,9 @@ class ImageConfig(PreTrainedConfig):
     Args:
         num_channels: of an image.
         num_labels: classes; 0 for a model that ends with pooled features.
+        image_mean, image_std: of each channel, by which images are normalised; training sets them.
+        image_size: height and width of the images that the model is for, one number for both; None for any.
+            Training sets it.
 
     Attributes:
         presets: name -> options that differ from the defaults, of the sizes that the family has.
@@ -34,6 +40,9 @@ class ImageConfig(PreTrainedConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     num_channels: int = 3
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
+    image_size: int | list[int] | tuple[int, ...] | None = None
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Any:
@@ -104,6 +113,17 @@ class ImageModel(PreTrainedModel):
             hidden_states=tuple(maps) if output_hidden_states else None,
         )
         return out.to_tuple() if return_dict is False else out
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return pixel values of images uint8 [B, C, H, W], normalised as in training, where the model is.
+
+        Raises:
+            RegardError: where the config has no `image_mean` and `image_std`.
+        """
+        mean, std = self.config.image_mean, self.config.image_std
+        if mean is None or std is None:
+            raise RegardError("the config has no image_mean and image_std; train_images sets them.")
+        return normalized(images.to(self.device), mean, std).to(self.dtype)
 
     def _check_images(self, pixels: Tensor) -> None:
         channels, least = self.config.num_channels, self.smallest_image

@@ -64,7 +64,7 @@ def cost(
         '216 parameters, 221 k multiply-adds at 32 x 32'
     """
     if image_size is None:
-        image_size = getattr(getattr(model, "config", None), "image_size", 224)
+        image_size = getattr(getattr(model, "config", None), "image_size", None) or 224
     image_size = tuple(image_size) if isinstance(image_size, list) else image_size
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
