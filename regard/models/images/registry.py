@@ -16,9 +16,15 @@ from regard.models.images.base import ImageModel
 FAMILIES = {
     "biformer": "regard.models.biformer",
     "dinat": "regard.models.neighborhood",
+    "eca_halonext26ts": "regard.models.halonet",
+    "halonet": "regard.models.halonet",
+    "halonet26t": "regard.models.halonet",
+    "halonet50ts": "regard.models.halonet",
+    "halonet_h1": "regard.models.halonet",
     "mixer": "regard.models.patches",
     "nat": "regard.models.neighborhood",
     "ninformer": "regard.models.ninformer",
+    "sehalonet33ts": "regard.models.halonet",
     "van": "regard.models.van",
     "vit": "regard.models.patches",
 }
