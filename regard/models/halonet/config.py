@@ -1,7 +1,7 @@
-"""Sizes and options of HaloNet: those that timm has weights for, the paper's family, and one for small images.
+"""Sizes and options of HaloNet: those that timm has, the paper's family, and one for small images.
 
 timm's, by its names: `halonet_h1`, `halonet26t`, `sehalonet33ts`, `halonet50ts`, `eca_halonext26ts`. The
-paper's `halonet-h0` to `halonet-h7` are a table that was written down from memory: UNCONFIRMED names them.
+paper's `halonet-h0` to `halonet-h7` are from a table that is not confirmed; `unconfirmed` names them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ def _every(depths: Counts) -> list[list[int]]:
     return [list(range(depth)) for depth in depths]
 
 
-def _paper(
-    block: int, halo: int, values: float, width: float, third: int, final: int = 0
-) -> dict[str, Any]:
+def _paper(block: int, halo: int, values: float, width: float, third: int, final: int = 0) -> dict[str, Any]:
     depths = [3, 3, third, 3]
     return {
         "widths": [int(64 * width * 2**stage) for stage in range(4)], "depths": depths,
@@ -60,6 +58,9 @@ class HaloNetConfig(ImageConfig):
         group_width: channels in a group of a 3 x 3 convolution; 0 for no groups.
         num_features: channels of a last 1 x 1 convolution; 0 for none.
         drop_path_rate: share of samples that skip a block in training, in the last; it rises to that.
+
+    Attributes:
+        unconfirmed: presets whose sizes are not confirmed by code or weights.
 
     Raises:
         RegardError: where the numbers do not fit together.

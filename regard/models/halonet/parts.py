@@ -1,4 +1,4 @@
-"""What HaloNet's blocks are made of: convolutions with norms, and attention to channels, with timm's names."""
+"""What HaloNet's blocks are made of: convolutions with norms, attention to channels; names are timm's."""
 
 from __future__ import annotations
 
