@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from regard.attention.halo import HaloAttention
+from regard.attention.halo.layer import RelativeTables
 from regard.models.halonet.config import HaloNetConfig
-from regard.models.halonet.parts import ACTIVATIONS, CHANNEL_ATTENTION, ConvNorm, NormAct
+from regard.models.halonet.parts import ACTIVATIONS, CHANNEL_ATTENTION, ConvNorm, LastNorm, NormAct
 from regard.models.images import DropPath, ImageModel, drop_rates, image_family
 from regard.models.images.base import Maps
+
+BY_INPUTS = "drawn_by_inputs"
+"""Attribute of convolutions whose fresh weights are of deviation in_channels^-1/2: those of the attention."""
 
 
 class Bottleneck(nn.Module):
@@ -42,7 +46,7 @@ class Bottleneck(nn.Module):
         self.conv2_kxk: nn.Module = ConvNorm(inner, inner, 3, stride, config.act, groups)
         channels = CHANNEL_ATTENTION.get(config.channel_attention)
         self.attn = nn.Identity() if channels is None else channels(inner)
-        self.conv3_1x1 = ConvNorm(inner, config.widths[stage])
+        self.conv3_1x1 = ConvNorm(inner, config.widths[stage], last=True)
 
     def mixed(self, x: Tensor) -> Tensor:
         """Return x after what mixes positions."""
@@ -68,7 +72,9 @@ class HaloBottleneck(Bottleneck):
             pad=config.pad, average=odd,
         )  # fmt: skip
         self.post_attn = NormAct(values, config.act)
-        self.conv3_1x1 = ConvNorm(values, config.widths[stage])
+        for conv in (self.self_attn.q, self.self_attn.kv):
+            setattr(conv, BY_INPUTS, True)
+        self.conv3_1x1 = ConvNorm(values, config.widths[stage], last=True)
 
     def mixed(self, x: Tensor) -> Tensor:
         """Return x after the attention."""
@@ -110,21 +116,22 @@ class HaloNetForImageClassification(ImageModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            fan = module.weight[:, 0].numel() // module.groups
-            init.normal_(module.weight, std=(2 / fan) ** 0.5)
+            if getattr(module, BY_INPUTS, False):
+                init.trunc_normal_(module.weight, std=module.in_channels**-0.5)
+            else:
+                fan = module.weight[:, 0].numel() // module.groups
+                init.normal_(module.weight, std=(2 / fan) ** 0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
             return
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.01)
-        elif isinstance(module, HaloAttention):
-            for conv in (module.q, module.kv):
-                init.trunc_normal_(conv.weight, std=module.dim**-0.5)
-            for table in () if module.pos_embed is None else module.pos_embed.tables():
-                init.trunc_normal_(table, std=module.scale)
-        elif isinstance(module, Bottleneck):
-            init.zeros_(module.conv3_1x1.bn.weight)
+        elif isinstance(module, LastNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, RelativeTables):
+            for table in module.tables():
+                init.trunc_normal_(table, std=table.shape[1] ** -0.5)
 
     def features(self, pixel_values: Tensor) -> Maps:
         """Return the map of each stage."""

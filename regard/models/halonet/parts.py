@@ -11,15 +11,20 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "": nn.Identity}
 
 
+class LastNorm(nn.BatchNorm2d):
+    """A norm of batches whose fresh scales are 0, so that the branch it ends begins as nothing."""
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias, a norm of batches and an activation, `act` "" for none."""
 
     def __init__(
-        self, dim: int, out: int, kernel: int = 1, stride: int = 1, act: str = "", groups: int = 1
-    ) -> None:
+        self, dim: int, out: int, kernel: int = 1, stride: int = 1, act: str = "", groups: int = 1,
+        last: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(dim, out, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out)
+        self.bn = LastNorm(out) if last else nn.BatchNorm2d(out)
         self.act = ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
