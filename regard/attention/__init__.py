@@ -58,6 +58,7 @@ from regard.attention.sliding_window import SlidingWindow
 from regard.attention.softmax import Softmax
 from regard.attention.softplus import LSSA, LSSAR
 from regard.attention.titans import NeuralMemory, Titans
+from regard.attention.ulsam import ULSAM, Subspaces
 
 __all__ = [
     "BRA",
@@ -65,6 +66,7 @@ __all__ = [
     "LSSAR",
     "MECHANISMS",
     "QLSTM",
+    "ULSAM",
     "BalancedRouting",
     "BiLevelRouting",
     "BiLevelRoutingGrid",
@@ -116,6 +118,7 @@ __all__ = [
     "SlidingWindow",
     "Softmax",
     "Spec",
+    "Subspaces",
     "Titans",
     "add_landmark_token",
     "balance_loss",
