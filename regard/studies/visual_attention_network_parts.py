@@ -66,7 +66,7 @@ class Pairs(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, WIDTH, 1)
         self.blocks = nn.Sequential(*(LKABlock(WIDTH, mlp_ratio=2.0, layer_scale=0.1) for _ in range(2)))
-        for block in self.blocks:
+        for block in gated(self.blocks):
             block.attn.spatial_gating_unit = gate(kind, WIDTH)
         self.norm, self.head = nn.BatchNorm2d(WIDTH), nn.Linear(WIDTH, 2)
 
@@ -134,10 +134,14 @@ def classifier(kind: str, classes: int, channels: int) -> nn.Module:
     ratios = [ratio + more for ratio, more in zip(CLASSIFIER["mlp_ratios"], wider, strict=True)]
     options = {**CLASSIFIER, "mlp_ratios": ratios}
     model = image_model("van-small", **options, num_labels=classes, num_channels=channels)
-    for block in model.modules():
-        if isinstance(block, LKABlock):
-            block.attn.spatial_gating_unit = gate(kind, block.dim)
+    for block in gated(model):
+        block.attn.spatial_gating_unit = gate(kind, block.dim)
     return model
+
+
+def gated(model: nn.Module) -> list[Any]:
+    """Return the blocks of a model whose gate an arm may take the place of."""
+    return [block for block in model.modules() if isinstance(block, LKABlock)]
 
 
 def of_textures(kind: str, given: Images, seed: int, steps: int, tick: Any) -> tuple[float, int]:

@@ -123,7 +123,7 @@ class ULSAM(Block):
         return torch.randn(2, self.channels, 5, 6, generator=generator, dtype=torch.float64)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """What is pooled; in evaluation scale and norm are one scale and shift, where no gradients are kept."""
+        """What is pooled; in evaluation without gradients scale and norm are one scale and shift."""
         scale, norm = self.conv_dws.weight, self.bn_dws
         if norm is None:
             return x * scale.view(-1, 1, 1)
@@ -265,7 +265,7 @@ class Subspaces(Spec):
     def examples(cls) -> tuple[Spec, ...]:
         return (
             cls(channels=8),
-            cls(channels=6, groups=1, norm=False, temperature=0.5),
+            cls(channels=6, groups=1, temperature=0.5),
             cls(channels=6, groups=3, final_relu=False, factor="mean"),
             cls(channels=4, groups=2, weights="sigmoid"),
         )

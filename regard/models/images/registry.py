@@ -22,6 +22,7 @@ FAMILIES = {
     "halonet50ts": "regard.models.halonet",
     "halonet_h1": "regard.models.halonet",
     "mixer": "regard.models.patches",
+    "mobilenet": "regard.models.mobilenet",
     "nat": "regard.models.neighborhood",
     "ninformer": "regard.models.ninformer",
     "sehalonet33ts": "regard.models.halonet",
