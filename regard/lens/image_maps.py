@@ -38,7 +38,7 @@ from regard.runtime.planes import Plane, pixels_of
 from regard.runtime.protocol import EVERYTHING, Wanted
 from regard.runtime.run import Run
 
-CELLS = 2**22
+CELLS = 2**20
 
 
 @dataclass(frozen=True)

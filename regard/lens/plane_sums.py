@@ -34,7 +34,7 @@ MEANING = {
     "size": "mean absolute value of the map",
     "varies": "share of the map's squared size that differs between images: 0 is the same for all",
 }
-TINY, ROUNDING = 1e-30, 2e-6
+TINY, ROUNDING, SPARSE = 1e-30, 2e-6, 0.7
 
 
 class PlaneSums:
@@ -52,15 +52,24 @@ class PlaneSums:
 
     def add(self, rows: Tensor, at: Tensor) -> None:
         """Add the weights [B, heads, Q, H W] of queries at positions [Q] of their plane."""
-        whole = rows.sum(-1)
-        share = rows / whole.clamp_min(TINY)[..., None]
-        seen = rows > 0
-        total = [*_shape(share, seen, self.keys), (share * self._apart(at, rows)).sum(-1), _off(whole)]
-        even = _ring(self.keys, rows).mul(seen).sum(-1) / seen.sum(-1).clamp_min(1)
-        count = torch.ones_like(whole)
-        self._sum(total, [count, count, even, count, count])
         received = rows.sum(2)
         self.received = self.received + received if self.rows else received
+        used = received.amax((0, 1)) > 0
+        ring, apart = _ring(self.keys, rows), self._apart(at, rows)
+        if used.float().mean() < SPARSE:
+            rows, ring, apart = rows[..., used], ring[used], apart[:, used]
+        sides = torch.stack([torch.ones_like(ring), ring], -1)
+        (whole, border), (seen, edge) = (
+            x.matmul(sides).unbind(-1) for x in (rows, (rows > 0).to(rows.dtype))
+        )
+        size = whole.clamp_min(TINY)
+        spread = torch.special.entr(rows).sum(-1) / size + size.log()
+        total = [
+            (spread / seen.clamp_min(2).log()).clamp(0, 1), rows.amax(-1) / size * seen, border / size,
+            torch.einsum("bhqn,qn->bhq", rows, apart) / size, _off(whole),
+        ]  # fmt: skip
+        count = torch.ones_like(whole)
+        self._sum(total, [count, count, edge / seen.clamp_min(1), count, count])
         self.rows += rows.shape[2]
 
     def columns(self) -> tuple[Tensor, Tensor]:
@@ -91,7 +100,9 @@ def of_maps(values: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     sizes = flat.abs()
     whole = sizes.sum(-1)
     share = sizes / whole.clamp_min(TINY)[..., None]
-    entropy, sharpness, border = _shape(share, torch.ones_like(share, dtype=torch.bool), grid)
+    places = share.shape[-1]
+    entropy = torch.special.entr(share).sum(-1) / math.log(max(2, places))
+    sharpness, border = share.amax(-1) * places, share @ _ring(grid, share)
     one, none = torch.ones_like(whole), torch.zeros_like(whole)
     below = (share * (flat < 0)).sum(-1)
     total = [entropy, sharpness, border, none, none, below, sizes.mean(-1)]
@@ -124,13 +135,6 @@ def spread_positions(grid: Grid, most: int) -> Tensor:
         step += 1
     y, x = (torch.arange(min(step // 2, n - 1), n, step) for n in grid)
     return (y[:, None] * grid[1] + x).flatten()
-
-
-def _shape(share: Tensor, seen: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy, sharpness and the share at the border, of shares [.., H W]."""
-    count = seen.sum(-1)
-    spread = torch.special.entr(share).sum(-1) / count.clamp_min(2).log()
-    return spread, share.amax(-1) * count, (share * _ring(grid, share)).sum(-1)
 
 
 def _off(whole: Tensor) -> Tensor:
