@@ -27,7 +27,7 @@ from regard.weights import Source
 from regard.weights.device import check_device, check_dtype
 from regard.weights.quiet import busy
 
-MAPS = "image-maps"
+MAPS, PREPROCESSOR = "image-maps", "preprocessor_config.json"
 FORMAT = 1
 SMALLEST_SIDE, USUAL_SIDE = 1, 224
 
@@ -39,29 +39,33 @@ class Preparation:
     Attributes:
         height, width: what they are brought to.
         mean, std: by channel, of numbers from 0 to 1; what is taken off, and divided by.
-        known: whether a preprocessor_config.json says so.
+        said: where that was read; empty where nothing says so.
     """
 
     height: int
     width: int
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    known: bool = False
+    said: str = ""
 
     @classmethod
     def of(cls, found: Source, size: int | None) -> Preparation:
         """Read it from the folder of a model, or else from its config; a size given comes first."""
-        told = _preprocessor(found)
+        told, said = _preprocessor(found), PREPROCESSOR
+        if not told:
+            names = ("image_mean", "image_std")
+            told = {name: value for name in names if (value := getattr(found.config, name, None))}
+            said = "config.json"
         side = told.get("crop_size") or told.get("size") or getattr(found.config, "image_size", None)
         height, width = (size, size) if size is not None else _sides(side)
         mean, std = (tuple(told.get(name) or (0.5,)) for name in ("image_mean", "image_std"))
         if not told.get("do_normalize", True):
             mean, std = (0.0,), (1.0,)
-        return cls(height, width, mean, std, bool(told))
+        return cls(height, width, mean, std, said if told else "")
 
     def words(self) -> str:
         """In words, for the reader to check."""
-        told = "as its preprocessor_config.json says" if self.known else "its folder says nothing of it"
+        told = f"as its {self.said} says" if self.said else "its folder says nothing of it"
         mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (self.mean, self.std))
         return f"{self.height} x {self.width} pixels, mean {mean} and deviation {std} ({told})"
 
@@ -72,7 +76,7 @@ class Preparation:
 
 
 def _preprocessor(found: Source) -> dict[str, Any]:
-    path = Path(found.place) / "preprocessor_config.json"
+    path = Path(found.place) / PREPROCESSOR
     if not path.is_file():
         return {}
     try:

@@ -125,8 +125,28 @@ def test_images_are_prepared_as_the_folder_says(kept, capsys, tmp_path):
         assert np.abs(shown.astype(float) - expected).max() <= 1
 
 
-def _middle(path, side):
-    image = torch.from_numpy(np.array(Image.open(path))).movedim(2, 0)[None].float() / 255
+def test_images_are_prepared_as_the_config_says(kept, capsys, tmp_path):
+    folder = shutil.copytree(kept / "nat", tmp_path / "nat")
+    config = json.loads((folder / "config.json").read_text())
+    told = {"image_size": 24, "image_mean": [0.25], "image_std": [0.125]}
+    (folder / "config.json").write_text(json.dumps({**config, **told}))
+    document = json.loads(inspected(capsys, folder, "--image", kept / "a.png", "--json", "-", "--no-report"))
+    assert document["images"] == {
+        "files": [str(kept / "a.png")], "height": 24, "width": 24, "mean": [0.25], "std": [0.125],
+    }  # fmt: skip
+    grey = _middle(kept / "a.png", 24, "L")
+    found = in_python(Source.find(folder).read(), (grey - 0.25) / 0.125)
+    for row in document["on_images"]["image-maps"]["rows"]:
+        assert row["distance"] == pytest.approx(
+            found.heads.at(row["site"], row["head"])["distance"], rel=1e-4
+        )
+    shown = inspected(capsys, folder, "--image", kept / "a.png", "--no-report")
+    assert "24 x 24 pixels, mean 0.25 and deviation 0.125 (as its config.json says)" in shown
+
+
+def _middle(path, side, mode="RGB"):
+    pixels = np.array(Image.open(path).convert(mode)).reshape(40, 60, -1)
+    image = torch.from_numpy(pixels).movedim(2, 0)[None].float() / 255
     width = round(60 * side / 40)
     found = torch.nn.functional.interpolate(
         image, (side, width), mode="bilinear", align_corners=False, antialias=True
