@@ -57,7 +57,7 @@ def test_the_model_is_patches_blocks_and_the_mean():
 def test_a_stack_has_the_official_names_and_runs_with_padding():
     torch.manual_seed(0)
     stack, x = NiNformer(2, 8, tokens=6, hidden=12, grid=(2, 3)).eval(), drawn(2, 6, 8)
-    assert list(stack.state_dict())[0] == "model.0.norm.weight"
+    assert next(iter(stack.state_dict())) == "model.0.norm.weight"
     valid = torch.tensor([[True] * 4 + [False] * 2] * 2)
     junk = torch.where(valid[..., None], x, drawn(2, 6, 8, seed=1))
     torch.testing.assert_close(stack(x, valid)[valid], stack(junk, valid)[valid])
