@@ -111,6 +111,16 @@ class BRA(Block):
         """
         return self._prepared(x, valid).routing
 
+    def choose(self, q: Tensor, k: Tensor, regions: Regions, real: Tensor | None) -> RegionRouting:
+        """Return the regions that each region chooses; a subclass may choose otherwise, as controls do.
+
+        Args:
+            q, k: [B, R, T, heads, dim / heads], region by region.
+            regions: how the map is cut.
+            real: bool [B|1, R, T], tokens that are no padding; None for all.
+        """
+        return route(q, k, regions, self.topk, real)
+
     def grids(self, x: Tensor) -> tuple[Grid, Grid]:
         """Return height and width of x [B, H, W, dim], twice: queries and keys share the plane."""
         if self.axes != 2:
@@ -189,7 +199,7 @@ class BRA(Block):
         if kept is not None and not self.mask_padding:
             parts = parts.masked_fill(~kept[..., None], 0.0)
         q, k, v = parts.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return _Call(plan, q, k, v, route(q, k, given, self.topk, real), visible, valid)
+        return _Call(plan, q, k, v, self.choose(q, k, given, real), visible, valid)
 
     def _check_input(self, x: Tensor, valid: Tensor | None) -> None:
         if x.ndim != self.axes + 2 or x.shape[-1] != self.dim or not all(x.shape[1:]):
