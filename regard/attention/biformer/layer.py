@@ -177,7 +177,7 @@ class BRA(Block):
             weights = weights_by_definition(q, k, call.routing, self.scale, call.visible)
             values = v.flatten(1, 2).transpose(1, 2).to(weights.dtype)
             out = (weights @ values).transpose(1, 2).unflatten(1, v.shape[1:3]).to(v.dtype)
-        out = plan.joined(out.flatten(3))
+        out = plan.joined(out).flatten(-2)
         if self.lepe is not None:
             values = plan.joined(v.flatten(3))
             if call.valid is not None:
