@@ -17,10 +17,12 @@ _HOME = {
     "Session": "session",
     "Site": "site",
     "Wanted": "protocol",
+    "attribute_logits": "attribution",
     "collect": "row_patch",
     "load_seen": "store",
     "logit_difference": "pairs",
     "patch": "verbs",
+    "path_patch": "paths",
     "resolve": "tokens",
     "run_pairs": "pairs",
     "steer": "verbs",
@@ -28,8 +30,10 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from regard.runtime.attribution import attribute_logits
     from regard.runtime.head_table import HeadTable
     from regard.runtime.pairs import Pair, PairResults, logit_difference, run_pairs
+    from regard.runtime.paths import path_patch
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.replay import Replay
     from regard.runtime.row_patch import RowPatch, collect
@@ -41,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "HeadTable", "Lens", "Pair", "PairResults", "Point", "Replay", "RowPatch", "Session", "Site",
-    "Wanted", "collect", "load_seen", "logit_difference", "patch", "resolve",
-    "run_pairs", "steer", "watch",
+    "Wanted", "attribute_logits", "collect", "load_seen", "logit_difference", "patch", "path_patch",
+    "resolve", "run_pairs", "steer", "watch",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.driving import BATCHED
+from regard.runtime.prefix import FixedCache
 
 NOT_BATCHED = ("logits_to_keep", "cache_position")
 
@@ -21,7 +22,7 @@ def refuse_unfit(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         raise UnsupportedModel(f"{name} is an encoder-decoder, which cannot be replayed from a layer on.")
     if any(module.training for module in model.modules()):
         raise RegardError(f"{name} is in training mode, where dropout differs each time; call eval() first.")
-    if inputs.get("past_key_values") is not None:
+    if not isinstance(inputs.get("past_key_values"), FixedCache | None):
         raise RegardError("The inputs bring a cache, and a replay has none; feed all tokens at once.")
     sequences_in(inputs)
 
@@ -95,6 +96,8 @@ def repeated(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
 
 
 def _repeat(name: str, x: Any, times: int, sequences: int) -> Any:
+    if isinstance(x, FixedCache):
+        return x.repeated(times)
     if isinstance(x, Mapping):
         return {k: _repeat(k, v, times, sequences) for k, v in x.items()}
     if not isinstance(x, Tensor) or not x.ndim:
