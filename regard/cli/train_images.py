@@ -29,7 +29,6 @@ def run(options: argparse.Namespace) -> int:
     from regard.models.images import save_image_model
     from regard.objectives import confusion, train_images
     from regard.runtime.table import write_text
-    from regard.weights.quiet import quiet
 
     out = Path(options.out if options.out is not None else f"{OUT}/{options.model}-{data.name}")
     log = train_images(
@@ -37,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
         evaluate_every=options.every, checkpoint_every=options.every, about=_about(options, model),
     )  # fmt: skip
     found = confusion(model, data, batch=recipe.batch)
-    with quiet():
-        save_image_model(model, out)
+    save_image_model(model, out)
     told = _told(options, data, recipe, cost, log, found)
     text = json.dumps(told, indent=1) + "\n"
     write_text(out / "log.json", text)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
 
 from regard.errors import RegardError, first_sentence
 from regard.models.images.registry import image_models
@@ -21,7 +24,7 @@ def save_image_model(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as scratch, _without_bars():
             model.save_pretrained(scratch)
             for file in sorted(Path(scratch).iterdir()):
                 write_bytes(folder / file.name, file.read_bytes())
@@ -44,10 +47,24 @@ def load_image_model(folder: str | Path) -> Any:
         raise RegardError(f"there is no config.json in {folder}; a saved model has one.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return AutoModelForImageClassification.from_pretrained(
-            folder, config=config, local_files_only=True
-        ).eval()
+        with _without_bars():
+            found = AutoModelForImageClassification.from_pretrained(
+                folder, config=config, local_files_only=True
+            )
+        return found.eval()
     except Exception as error:  # what a damaged file raises differs by what is damaged
         raise RegardError(
             f"{folder} holds no image model that can be loaded: {first_sentence(error)}."
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which a file of one second does not need."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
