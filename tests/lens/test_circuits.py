@@ -1,0 +1,124 @@
+"""Circuits: stages are path patching over all prompts, places are those of eager attention."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from regard.errors import RegardError
+from regard.lens.circuits import PlaceAttention, Stage, discover_circuit, label_heads, roles_of
+from regard.lens.circuits.discover import Circuit
+from regard.lens.circuits.roles import PAIRS
+from regard.runtime import HeadTable, Session, path_patch
+from regard.tasks.ioi import ioi
+from tests.tasks.test_prompts import tokenizer
+
+STAGES = (
+    Stage("movers"),
+    Stage("inhibition", of="movers"),
+    Stage("repetition", place="S2", of="inhibition", component="value"),
+)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(words):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None,
+        attn_implementation="eager",
+    )  # fmt: skip
+    made = LlamaForCausalLM(config).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.25)
+    return made
+
+
+def test_a_stage_is_path_patching_over_all_prompts(model, words):
+    prompts = ioi(words, 12)
+    circuit = discover_circuit(model, prompts, STAGES, share=0.25)
+    assert circuit.stages == ("movers", "inhibition", "repetition") and circuit.task == "ioi"
+    total, gap = torch.zeros(12, dtype=torch.float64), 0.0
+    for part in prompts.by_length():
+        found = path_patch(model, {"input_ids": part.ids()}, {"input_ids": part.ids("corrupt")}, part.score)
+        total += found.each.double().sum(1)
+        gap += (found.corrupt - found.clean) * len(part)
+    expected = (total / gap).numpy()
+    np.testing.assert_allclose(circuit.effects["movers"], expected, rtol=1e-4)
+    best = np.argsort(-np.abs(expected))[:3]
+    assert circuit.heads("movers") == [circuit.effects.names[i] for i in best]
+    alone = prompts.by_length()[0]
+    found = path_patch(
+        model, {"input_ids": alone.ids()}, {"input_ids": alone.ids("corrupt")}, alone.score,
+        receivers=discover_circuit(model, alone, STAGES[:1], share=0.25).heads("movers"),
+    )  # fmt: skip
+    both = discover_circuit(model, alone, STAGES[:2], share=0.25)
+    np.testing.assert_allclose(both.effects["inhibition"], found.heads["normalised"], rtol=1e-4)
+    assert np.isnan(both.effects["inhibition"][-4:]).all()
+
+
+def test_circuits_are_kept_and_compared(model, words, tmp_path):
+    first, second = (discover_circuit(model, ioi(words, 6, seed=s), STAGES[:1], share=0.5) for s in (0, 1))
+    first.save(tmp_path / "circuit.json")
+    again = Circuit.load(tmp_path / "circuit.json")
+    assert (again.task, again.share, again.heads()) == ("ioi", 0.5, first.heads())
+    shared = first.overlap(second)
+    assert shared.shared == len(set(first.heads()) & set(second.heads())) and shared.population == 12
+    assert first.overlap(first, share=0.25).fraction == 1.0
+    assert first.heads(least=1e9) == []
+    table = HeadTable.from_columns({"text.0": {"movers": [1.0]}})
+    with pytest.raises(RegardError, match="of models with 12 and 1 heads"):
+        first.overlap(Circuit("ioi", table))
+    table.save(tmp_path / "heads.json")
+    with pytest.raises(RegardError, match="a list of heads and no circuit"):
+        Circuit.load(tmp_path / "heads.json")
+
+
+def test_where_heads_look_and_what_they_write(model, words):
+    prompts = ioi(words, 8)
+    found = label_heads(model, prompts)
+    for a, b in PAIRS:
+        total = torch.zeros(3, 4)
+        for pair in prompts.pairs:
+            weights = model(pair.clean_ids[None], output_attentions=True).attentions
+            total += torch.stack([w[0, :, pair.places[a], pair.places[b]] for w in weights]).detach()
+        np.testing.assert_allclose(found.grid(f"{a}>{b}"), (total / 8).numpy(), rtol=1e-4, atol=1e-6)
+    assert found.about["prompts"] == 8 and np.abs(found["direct"]).max() > 0
+
+
+def test_roles():
+    def one(direct, **looks):
+        columns = {f"{a}>{b}": [looks.get(f"{a}_{b}".replace("+1", "p"), 0.0)] for a, b in PAIRS}
+        table = HeadTable.from_columns({"text.0": {**columns, "direct": [direct]}})
+        return {role for role, heads in roles_of(table).items() if heads}
+
+    assert one(0.5, END_IO=0.9) == {"mover"}
+    assert one(-0.5, END_IO=0.9) == {"negative mover"}
+    assert one(0.01, END_IO=0.9) == set()
+    assert one(0.5, END_S1=0.9) == {"suppressor"}
+    assert one(0.0, END_S2=0.4) == {"inhibition"}
+    assert one(0.0, S2_S1=0.4, S2_S1p=0.5) == {"duplicate", "induction"}
+    assert one(0.0, S1p_S1=0.4) == {"previous"}
+
+
+def test_bad_stages(model, words):
+    prompts = ioi(words, 2)
+    for stages, share, said in (
+        ([], 0.1, "stages is empty"),
+        ([Stage("a", of="b")], 0.1, "stage 'a' is of 'b'"),
+        ([Stage("a"), Stage("a")], 0.1, "two stages are called 'a'"),
+        (STAGES, 0.0, "share is 0.0"),
+        ([Stage("a", place="S9")], 0.1, "has no place 'S9'"),
+    ):
+        with pytest.raises(RegardError, match=re.escape(said)):
+            discover_circuit(model, prompts, stages, share=share)
+    lens = PlaceAttention(pairs={"x": (torch.tensor([1]), torch.tensor([0]))})
+    with pytest.raises(RegardError, match="x has 1 places for a batch of 2"), Session(model, [lens]):
+        model(prompts.pairs[0].clean_ids[None].repeat(2, 1))
