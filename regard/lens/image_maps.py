@@ -39,6 +39,7 @@ from regard.runtime.protocol import EVERYTHING, Wanted
 from regard.runtime.run import Run
 
 CELLS = 2**20
+NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ImageMaps(Measure):
     )
 
     images: int = 1
-    positions: int = 196
+    positions: int = 256
 
     def __post_init__(self) -> None:
         for name in ("images", "positions"):
@@ -248,7 +249,7 @@ SAID = (
 def _said(result: SeenMaps, column: str, most: str, least: str) -> tuple[Finding, ...]:
     high = result.heads.top(column, 1)
     low = result.heads.top(column, 1, largest=False)
-    if not high:
+    if not high or (column == "varies" and high[0][2] < NOTHING):
         return ()
     ends = [result.named(*row[:2]) for row in (high[0], low[0])]
     told = [size(row[2]) for row in (high[0], low[0])]

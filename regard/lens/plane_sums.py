@@ -104,9 +104,9 @@ def of_maps(values: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     entropy = torch.special.entr(share).sum(-1) / math.log(max(2, places))
     sharpness, border = share.amax(-1) * places, share @ _ring(grid, share)
     one, none = torch.ones_like(whole), torch.zeros_like(whole)
-    below = (share * (flat < 0)).sum(-1)
-    total = [entropy, sharpness, border, none, none, below, sizes.mean(-1)]
     signed, sized = one * (kind == "gate"), one * (kind != "probability")
+    below = (share * (flat < 0)).sum(-1) * signed
+    total = [entropy, sharpness, border, none, none, below, sizes.mean(-1) * sized]
     even = one * _ring(grid, share).mean()
     count = [one, one, even, none, none, signed, sized]
     return torch.stack(total).sum(1), torch.stack(count).sum(1)

@@ -28,7 +28,7 @@ function start(data) {
       value === null ? "" : ` · ${q.name.replaceAll("_", " ")} ${shown(value)} · ${rankOf(q, value)} of ${q.sorted.length}`);
   };
   const rest = () => status.replaceChildren(el("span", { class: "hint" },
-    `Click a head for its ${data.images ? "map" : "pattern"}. Keys: arrows, Enter, Esc; / finds a head.`));
+    `Click a ${data.images ? "cell for its map" : "head for its pattern"}. Keys: arrows, Enter, Esc; / finds a head.`));
   app.open = (row, head, focus = false, section = view.now()?.section ?? data.opens?.[2] ?? 0) => {
     map?.select(row, head);
     view.open(row, head, section).then(() => {
@@ -80,7 +80,8 @@ function start(data) {
       status.replaceChildren(head ? "" : `There is no head ${search.value}.`);
       if (head) { map?.focus(...head); app.open(...head, true); }
     } });
-  const left = el("section", { class: "card maps" }, el("h2", {}, "Heads"),
+  const kinds = [...new Set(data.sites.map((_, row) => `${app.labelOf(row, 0).replace(/ \d+$/, "")}s`))];
+  const left = el("section", { class: "card maps" }, el("h2", {}, kinds.join(", ").replace(/^./, (letter) => letter.toUpperCase())),
     el("div", { class: "controls" }, pick, choice("Colour by", [[false, "value"], [true, "rank"]], false,
       (byRank) => { app.byRank = byRank; paint(); }), search),
     el("p", { class: "legend" }, scale.low, scale.bar, scale.high), map?.node, status, note,
