@@ -28,7 +28,7 @@ from regard.attention.registry import Spec, mechanism
 from regard.errors import RegardError, ShapeMismatch
 
 GATES = ("raw", "sigmoid", "one", "add")
-AT_ONCE = 2**20
+FEWEST, AT_ONCE = 4, 2**21
 
 
 class NiNMixer(Block):
@@ -178,7 +178,7 @@ class NiNMixer(Block):
         kept = torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling()
         if kept or valid is not None:
             return max(1, len(x))
-        return max(1, AT_ONCE // (max(self.tokens, self.dim) * max(self.hidden, self.token_hidden)))
+        return max(FEWEST, AT_ONCE // (max(self.tokens, self.dim) * max(self.hidden, self.token_hidden)))
 
 
 def grid_of(tokens: int, prefix: Any, grid: Any) -> Grid | None:
