@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from regard.attention.large_kernel import LargeKernelAttention, LKABlock
 from regard.engines.depthwise import depthwise
 from regard.models.images import image_model
+from regard.studies.classifying import right, trained
 from regard.tasks.images import Images, normalized
 
 SIDE, EDGE, WIDTH, PLAIN, BATCH = 40, 12, 16, 9, 16
@@ -87,35 +88,6 @@ def pairs(count: int, distance: int, generator: torch.Generator) -> tuple[Tensor
         column = torch.where(labels == 0, along + step, across)
         images[torch.arange(count), 0, row, column] = 1
     return images, labels
-
-
-def trained(
-    model: nn.Module, batches: Callable[[], tuple[Tensor, Tensor]], steps: int, rate: float, tick: Any
-) -> nn.Module:
-    """Train on batches of images and labels, and return the model in evaluation."""
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
-    for step in range(steps):
-        images, labels = batches()
-        loss = F.cross_entropy(logits_of(model, images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        plan.step()
-        tick((step + 1) / steps)
-    return model.eval()
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    out = model(images)
-    return out if isinstance(out, Tensor) else out.logits
-
-
-def right(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images that are labelled rightly."""
-    with torch.no_grad():
-        found = torch.cat([logits_of(model, part).argmax(1) for part in images.split(64)])
-    return float((found == labels).double().mean())
 
 
 def apart(kind: str, distance: int, seed: int, steps: int, tick: Any) -> float:
