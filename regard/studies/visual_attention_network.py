@@ -126,7 +126,7 @@ class VisualAttentionNetworkStudy(Study):
                 Rule(measure=f"product_{FAR}", comparison="above", threshold=0.9),
                 above(f"product_{FAR}", f"near_{FAR}", 0.3),
             ),
-            needs=(above(f"near_{NEAR}", f"near_{FAR}", 0.3),),
+            needs=(Rule(measure=f"near_{NEAR}", comparison="above", threshold=0.9),),
             main=True,
             paper="long-range dependence, table 1",
         ),
