@@ -55,9 +55,9 @@ class Size:
     rounds: int = 7
     sides: tuple[int, ...] = (32, 48, 64, 96)
     seeds: int = 3
-    steps: int = 300
-    network_seeds: int = 4
-    network_steps: int = 250
+    steps: int = 250
+    network_seeds: int = 3
+    network_steps: int = 200
     textures: int = 160
 
 
