@@ -65,6 +65,9 @@ def test_it_is_a_loop_over_pixels(stride, rel_stride, border, placed):
         halo_attention(q, k, v, block, halo, rel, border, stride, rel_stride=rel_stride, impl=impl)
         for impl in ("windows", "dense")
     ]
+    if placed:
+        options = {"rel_stride": rel_stride, "impl": "windows"}
+        found.append(halo_attention(q, k, v, block, halo, torch.stack(rel), border, stride, **options))
     expected = by_pixels(q, k, v, block, halo, rel, border, stride, rel_stride)
     for one in found:
         torch.testing.assert_close(one, expected, rtol=0, atol=1e-13)

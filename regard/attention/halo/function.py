@@ -35,7 +35,8 @@ IMPLS = ("windows", "dense")
 
 
 def halo_attention(
-    q: Tensor, k: Tensor, v: Tensor, block: Numbers, halo: Numbers, rel: Sequence[Tensor] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, block: Numbers, halo: Numbers,
+    rel: Tensor | Sequence[Tensor] | None = None,
     border: str = "zero", stride: int = 1, *, rel_stride: int | None = None, scale: float | None = None,
     pad: str = "error", is_causal: bool = False, return_lse: bool = False, impl: str = "windows",
 ) -> Any:  # fmt: skip
@@ -47,7 +48,8 @@ def halo_attention(
         k, v: [B, X1.., H, D] and [B, X1.., H, Dv].
         block: b, positions along an axis that share a window, from 1; one for all axes or one for each.
         halo: h, positions before and after the block that the window has as well, from 0; likewise.
-        rel: tables of relative positions, one an axis, [2 (b + 2 h) - 1, D], which the heads share.
+        rel: tables of relative positions, one an axis, [2 (b + 2 h) - 1, D], which the heads share; in a
+            sequence, or stacked.
         border: "zero", windows that reach outside see keys and values of zeros there, which take weight, or
             "mask", they see nothing there.
         stride: of the queries, 1 or 2; 2 needs even blocks.

@@ -104,7 +104,8 @@ def check_tables(rel: Any, axes: Sequence[Axis], width: int) -> tuple[Tensor, ..
     """
     if rel is None:
         return ()
-    tables = tuple(rel) if isinstance(rel, list | tuple) else (rel,)
+    several = isinstance(rel, list | tuple) or (isinstance(rel, Tensor) and rel.ndim == 3)
+    tables = tuple(rel) if several else (rel,)
     wanted = [[2 * axis.kernel - 1, width] for axis in axes]
     if not all(isinstance(table, Tensor) for table in tables) or [list(x.shape) for x in tables] != wanted:
         found = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in tables]
