@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regard.objectives import Confusion, ImageRecipe, Log
     from regard.tasks.images import Images
 
-SIZE, ROWS = 32, 10
+SIZE, ROWS, EACH = 32, 10, 200
 PICTURE = "confusion.png"
 
 
@@ -79,7 +79,6 @@ def _images(options: argparse.Namespace, usual: int) -> Images:
     """What `--images` names; what has no size of its own is as large as is usual for the model."""
     from regard.tasks.image_folder import image_folder
     from regard.tasks.images import digits
-    from regard.tasks.textures import textures
 
     size, share = options.image_size, options.held_out
     if options.images == "digits":
@@ -87,8 +86,18 @@ def _images(options: argparse.Namespace, usual: int) -> Images:
             raise RegardError("the digits are grey; leave --channels out.")
         return digits(usual if size is None else size, share, options.seed)
     if options.images == "textures":
-        return textures(usual if size is None else size, options.channels or 3, seed=options.seed)
+        return _textures(usual if size is None else size, options)
     return image_folder(options.images, size, channels=options.channels, held_out=share, seed=options.seed)
+
+
+def _textures(size: int, options: argparse.Namespace) -> Images:
+    """Textures, of which a share is held out."""
+    from regard.tasks.textures import textures
+
+    if not 0 < options.held_out < 1:
+        raise RegardError(f"held_out is {options.held_out}; it must be above 0 and below 1.")
+    held_out = min(max(1, round(options.held_out * EACH)), EACH - 1)
+    return textures(size, options.channels or 3, train=EACH - held_out, held_out=held_out, seed=options.seed)
 
 
 def _about(options: argparse.Namespace, model: ImageModel) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Log:
 
     Attributes:
         losses: of every step, in nats, on its own batch, before the step.
-        held_out: (steps done, loss on the held-out text, in nats).
+        held_out: (steps done, loss on the held-out part, in nats).
         measures: (steps done, what was measured then).
         seconds: spent in steps.
     """

@@ -45,6 +45,8 @@ def image_folder(
         >>> data = image_folder("flowers", 64)        # doctest: +SKIP
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise RegardError(f"{folder} is a file; it must be a folder of classes, each a sub-folder of images.")
     if not folder.is_dir():
         raise RegardError(f"there is no folder {folder}.")
     if size is not None:

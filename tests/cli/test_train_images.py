@@ -75,25 +75,23 @@ def test_without_matplotlib_there_is_no_picture_and_it_says_so(regard, tmp_path,
     assert not (tmp_path / "out" / "confusion.png").exists()
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit-nano", 32), ("mixer-digits", 8)])
-def test_a_model_of_one_size_is_built_for_the_images(regard, tmp_path, name, size):
-    words = (
-        "train",
-        "--images",
-        "textures",
-        "--model",
-        name,
-        "--steps",
-        "1",
-        "--batch",
-        "4",
-        "--out",
-        tmp_path,
-    )
-    told = json.loads(regard(*words, "--json", "-")[1])
-    assert told["image_size"] == [size, size]
-    again = json.loads(regard(*words, "--image-size", "16", "--no-resume", "--json", "-")[1])
-    assert again["image_size"] == [16, 16]
+@pytest.mark.parametrize("name", ["vit-nano", "mixer-digits"])
+def test_a_model_of_one_size_is_built_for_the_images(regard, tmp_path, shapes, name):
+    words = ("train", "--images", shapes, "--model", name, "--steps", "1", "--out", tmp_path / "out")
+    assert json.loads(regard(*words, "--json", "-")[1])["image_size"] == [16, 16]
+    again = json.loads(regard(*words, "--image-size", "8", "--no-resume", "--json", "-")[1])
+    assert again["image_size"] == [8, 8]
+
+
+def test_what_has_no_size_is_as_large_as_the_model_is_for(regard, tmp_path):
+    words = ("train", "--images", "digits", "--steps", "1", "--batch", "2", "--out", tmp_path, "--json", "-")
+    assert json.loads(regard(*words, "--model", "mixer-digits")[1])["image_size"] == [8, 8]
+
+
+def test_a_share_of_textures_is_held_out(regard, tmp_path):
+    words = ("--images", "textures", "--image-size", "8", "--held-out", "0.01", *SMALL, "--out", tmp_path)
+    told = json.loads(regard("train", *words, "--json", "-")[1])
+    assert told["held_out_images"] == 2 * 8 and told["train"] == 198 * 8
 
 
 @pytest.mark.parametrize(

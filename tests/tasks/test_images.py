@@ -207,6 +207,8 @@ class TestRefusedFolders:
             image_folder(pets)
 
     def test_options(self, pets):
+        with pytest.raises(RegardError, match="0.png is a file; it must be a folder of classes"):
+            image_folder(pets / "cats" / "0.png")
         with pytest.raises(RegardError, match="channels is 2"):
             image_folder(pets, channels=2)
         with pytest.raises(RegardError, match="image size is -3"):

@@ -31,7 +31,7 @@ def matched(
     Example:
         >>> config = matched("vit-nano", 1_000_000, "intermediate_size", num_labels=10)
         >>> config.intermediate_size
-        703
+        698
     """
     low, high = 1, MOST // step
     while low < high:
