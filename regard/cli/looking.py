@@ -26,7 +26,8 @@ from regard.weights.quiet import busy
 PROBE_LENGTH, PROBE_SEED = 50, 0
 RECORDER = "report"
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
-NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed", "image-maps")
+READS_IMAGES = "image-maps"
+NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed", READS_IMAGES)
 NOT_PER_HEAD = ("patterns", "residual-norm", "outliers")
 
 
@@ -39,11 +40,14 @@ def chosen_lenses(
         heads: (layer, head) pairs whose patterns to keep; default all.
 
     Raises:
-        RegardError: for a name that is none; the message names the nearest. For heads without patterns.
+        RegardError: for a name that is none; the message names the nearest. For heads without patterns, and
+            for the lens that reads images.
     """
     if names is None:
         names = [name for name in LENSES if name not in NOT_BY_DEFAULT]
     lenses = {name: find_lens(name)(name=name) for name in names}
+    if READS_IMAGES in lenses:
+        raise RegardError(f"--lens {READS_IMAGES} looks at images; give --image FILE with it.")
     if heads is not None:
         if "patterns" not in lenses:
             raise RegardError("--heads says whose patterns to keep; give --lens patterns with it.")

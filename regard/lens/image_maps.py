@@ -87,7 +87,6 @@ class ImageMaps(Measure):
                 raise RegardError(f"{name} is {value!r}; it must be a whole number from 0.")
 
     def prepare(self, run: Run, kwargs: dict[str, Any]) -> None:
-        run.kwargs = kwargs
         pixels = pixels_of(run)
         wanted = self.images - len(self.tally.get("image").get(_Images.alias, ()))
         for image in () if pixels is None else pixels[: max(0, wanted)]:

@@ -52,6 +52,7 @@ class PlaneSums:
 
     def add(self, rows: Tensor, at: Tensor) -> None:
         """Add the weights [B, heads, Q, H W] of queries at positions [Q] of their plane."""
+        rows = rows if rows.dtype == torch.float64 else rows.float()
         received = rows.sum(2)
         self.received = self.received + received if self.rows else received
         used = received.amax((0, 1)) > 0

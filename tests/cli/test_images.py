@@ -176,6 +176,7 @@ REFUSED = [
     (["nat", "--image", "a.png", "--heads", "0.0"], "--heads is for a model that reads text"),
     (["nat", "--image", "a.png", "--image-size", "0"], "--image-size is 0; it must be from 1 to 2048"),
     (["nat", "--image-size", "32"], "give --image FILE with it"),
+    (["llama", "--lens", "image-maps"], "--lens image-maps looks at images; give --image FILE with it."),
     (["nat", "--image", "a.png", "--layers", "7"], "no layer 7; its layers are 0 to 2"),
     (["nat", "--image", "a.png", "--lens", "entropy"], "look at it with regard.lens.ImageMaps"),
     (["nat", "--image", "a.png", "--lens", "entropie"], "did you mean entropy"),

@@ -20,6 +20,8 @@ from tests.support.folders import TEXT
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
+READ_TEXT = [name for name in LENSES if name != "image-maps"]
+
 
 @pytest.fixture
 def inspect(regard, models):
@@ -56,7 +58,7 @@ def test_every_kind_of_model(inspect, models, model, tokens, kind):
 
 
 def test_each_lens_by_its_name(inspect):
-    for name in LENSES:
+    for name in READ_TEXT:
         out = inspect("--lens", name)
         assert len(out.splitlines()) > 3, name
         titles = [title for lens, (_, title) in shown.MAPS.items() if title in out]
@@ -174,7 +176,7 @@ def test_nothing_is_written_when_the_second_output_cannot_be(regard, models, tmp
 
 
 def test_lenses_without_numbers_per_head_are_known_beforehand(models):
-    lenses = {name: kind(name=name) for name, kind in LENSES.items()}
+    lenses = {name: LENSES[name](name=name) for name in READ_TEXT}
     look = looking.Look.of(str(models / "llama"), TEXT, "here", lenses=lenses)
     results = look.at_text(lenses, None, True)
     assert {name for name, r in results.items() if heads_of(r) is None} == set(looking.NOT_PER_HEAD)

@@ -14,14 +14,15 @@ from regard.cli.written import _dump
 from regard.lens import LENSES, Patterns
 from tests.support.folders import TEXT
 
-EVERY = ["--lens", *sorted(LENSES)]
+READ_TEXT = sorted(set(LENSES) - {"image-maps"})
+EVERY = ["--lens", *READ_TEXT]
 
 
 @pytest.fixture(scope="module")
 def seen(models):
     """The same text under every lens, by way of Python."""
     model, tokenizer = library.load(models / "llama")
-    lenses = [kind(name=name) for name, kind in LENSES.items()]
+    lenses = [LENSES[name](name=name) for name in READ_TEXT]
     with library.watch(model, *lenses) as seen, torch.no_grad():
         model(**tokenizer(TEXT, return_tensors="pt"))
     return seen
@@ -35,7 +36,7 @@ def test_json_holds_every_row_of_every_lens(models, regard, seen, tmp_path):
     path = tmp_path / "x.json"
     assert regard("inspect", models / "llama", "--text", TEXT, *EVERY, "--json", path)[0] == 0
     document = json.loads(path.read_text())
-    assert set(document["on_text"]) == set(LENSES)
+    assert set(document["on_text"]) == set(READ_TEXT)
     for name, told in document["on_text"].items():
         rows = list(seen[name].table.rows())
         assert len(told["rows"]) == len(rows) > 0
@@ -81,7 +82,7 @@ def test_csv_has_one_line_a_head(models, regard, seen, tmp_path):
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [(r["site"], r["head"]) for r in rows] == [(f"text.{i}", str(h)) for i in (0, 1) for h in range(4)]
     lenses = {name.partition(".")[0] for name in rows[0]} - {"site", "head"}
-    assert lenses == set(LENSES) - {"patterns", "residual-norm", "outliers"}
+    assert lenses == set(READ_TEXT) - {"patterns", "residual-norm", "outliers"}
     for row in rows:
         for name, told in row.items():
             lens, _, column = name.partition(".")

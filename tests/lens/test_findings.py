@@ -77,7 +77,7 @@ def test_residual_peaks(peak, begins):
     assert found.text.startswith(begins) and "after layer 1" in found.text and found.heads == ()
 
 
-@pytest.mark.parametrize("name", sorted(LENSES))
+@pytest.mark.parametrize("name", sorted(set(LENSES) - {"image-maps"}))
 def test_findings_of_every_lens_name_it_and_heads_that_are_there(name, llama):
     import torch
 

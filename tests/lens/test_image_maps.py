@@ -1,5 +1,6 @@
 """Maps over images: of blocks with maps, of blocks with queries, of a vision transformer, against loops."""
 
+import copy
 import math
 
 import pytest
@@ -301,6 +302,21 @@ def test_looking_changes_nothing_in_training(gated):
         assert torch.equal(one.grad, two.grad)
     assert seen.called == {"image.0": 1, "image.1": 1}
     assert not gated.first._forward_pre_hooks
+
+
+@pytest.mark.parametrize("model", ["nat", "vit", "gated"])
+def test_bfloat16_stays_near_float32(model, request):
+    model = request.getfixturevalue(model)
+    batch = images(2).bfloat16()
+    expected = watched(model, batch.float())
+    found = watched(copy.deepcopy(model).bfloat16(), batch)
+    for column, values in expected.heads.columns.items():
+        if column != "varies":
+            assert found.heads[column] == pytest.approx(values, rel=0.1, abs=0.02), column
+    for alias, maps in expected.sites.items():
+        assert found.sites[alias].mean.dtype == torch.float32
+        most = float(maps.mean.abs().max())
+        torch.testing.assert_close(found.sites[alias].mean, maps.mean, rtol=0.1, atol=0.05 * most)
 
 
 def test_layers_can_be_chosen_and_a_run_repeated(nat):
