@@ -1,10 +1,10 @@
 """What do the image models cost: parameters, operations, images a second, memory, beside a ViT of their size?
 
-Every registered image model, forward, float32, fresh weights: those below a million parameters in batches of
-8 at 32 x 32 (a model of one size at its own), the others one image at 224 x 224. The ViT is the preset that is
-nearest in parameters, its width changed until they are equal within a tenth, with the patches of the model, or
-of 16, and of 4 at 32 x 32. A model is timed only where a batch gives what its images give one by one. Nothing is
-trained: this is cost alone.
+Every registered image model, forward, float32, fresh weights: those below a million parameters in batches
+of 8 at 32 x 32 (a model of one size at its own), the others one image at 224 x 224. The ViT is the preset
+that is nearest in parameters, its width changed until they are equal within a tenth, with the patches of
+the model, or of 16, and of 4 at 32 x 32. A model is timed only where a batch gives what its images give one
+by one. Nothing is trained: this is cost alone.
 """
 
 from __future__ import annotations
