@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,10 +42,11 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     return rows
 
 
-def count(name: str, **options: Any) -> int:
+@lru_cache(maxsize=128)
+def count(name: str) -> int:
     """Parameters of a model, which is not filled with numbers for that."""
     with torch.device("meta"):
-        model = image_model(name, num_labels=LABELS, **options)
+        model = image_model(name, num_labels=LABELS)
     return sum(p.numel() for p in model.parameters())
 
 
