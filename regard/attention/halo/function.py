@@ -140,7 +140,8 @@ def gathered(x: Tensor, axes: tuple[Axis, ...], every: int, chosen: Tensor | Non
     count = len(axes)
     for number, axis in enumerate(axes):
         keys, _, _ = windows_of(axis, every, 1)
-        before, after = max(0, -int(keys.min())), max(0, int(keys.max()) + 1 - axis.length)
+        last = (axis.length - 1) // axis.stride * axis.stride - axis.before
+        before, after = max(0, axis.before), max(0, last + axis.kernel - axis.length)
         at = 2 * number + 1
         sides = [0, 0] * (x.ndim - 1 - at)
         x = F.pad(x, (*sides, before, after))
