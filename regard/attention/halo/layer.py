@@ -204,8 +204,9 @@ class HaloAttention(Block):
         """x [B, C, H, W] by several weights in one product, each [B, H, W, heads, width]."""
         weight = torch.cat([w for w, _ in weights])
         biases = [b for _, b in weights if b is not None]
-        rows = F.linear(x.flatten(2).transpose(1, 2), weight, torch.cat(biases) if biases else None)
-        parts = rows.unflatten(1, x.shape[2:]).split([len(w) for w, _ in weights], -1)
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+        found = F.linear(rows, weight, torch.cat(biases) if biases else None)
+        parts = found.unflatten(0, (len(x), *x.shape[2:])).split([len(w) for w, _ in weights], -1)
         return [part.unflatten(-1, (self.heads, -1)) for part in parts]
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
