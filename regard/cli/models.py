@@ -20,7 +20,7 @@ are those with {classes} classes and {channels} channels. A model with - takes n
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the subcommand."""
     parser = Parser(prog="regard models", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="these alone (all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a model, or a family such as van (all)")
     parser.add_argument("--image-size", type=int, default=224, metavar="N", help="height and width (224)")
     parser.add_argument("--classes", type=int, default=CLASSES, metavar="N", help=f"({CLASSES})")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey (3)")
@@ -34,18 +34,14 @@ def run(options: argparse.Namespace) -> int:
     from regard.cli.given import check_outputs
 
     path, _ = check_outputs(options.json, None)
-    from regard.models.images import image_model, image_models
+    from regard.models.images import image_models
     from regard.tasks.images import check_size
     from regard.weights.quiet import busy
 
     check_size(options.image_size)
     if options.classes < 1:
         raise RegardError(f"--classes is {options.classes}; it must be at least 1.")
-    names = options.names or image_models()
-    known = set(image_models())
-    for name in names:
-        if name not in known:
-            image_model(name)
+    names = _chosen(options.names, image_models())
     rows = []
     with busy("counting operations", len(names)) as done:
         for name in names:
@@ -61,6 +57,19 @@ def run(options: argparse.Namespace) -> int:
 
         write_text(path, text)
     return 0
+
+
+def _chosen(given: list[str], known: list[str]) -> list[str]:
+    """The models that names or beginnings of names stand for, each once; all where none is given."""
+    from regard.models.images import image_model
+
+    found: dict[str, None] = {}
+    for name in given:
+        names = [name] if name in known else [one for one in known if one.startswith(f"{name}-")]
+        if not names:
+            image_model(name)
+        found.update(dict.fromkeys(names))
+    return list(found) if given else known
 
 
 def _row(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,15 @@ def test_every_model_has_a_row(regard, monkeypatch):
     assert all(row["parameters"] > 0 and row["multiply_adds"] in (7, None) for row in rows)
 
 
+def test_a_family_is_chosen_by_its_beginning(regard, monkeypatch):
+    monkeypatch.setattr(images, "cost", lambda model, size: Cost(1, 7, (size, size)))
+    rows = json.loads(regard("models", "van-b0", "dinat", "van-b0", "--json", "-")[1])
+    assert [row["model"] for row in rows] == [
+        "van-b0",
+        *(n for n in image_models() if n.startswith("dinat-")),
+    ]
+
+
 def test_a_model_that_takes_no_such_image_has_no_operations(regard):
     code, out, _ = regard("models", "vit-nano", "nat-nano", "--image-size", "30")
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
