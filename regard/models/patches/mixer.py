@@ -111,6 +111,7 @@ class MLPMixerForImageClassification(PatchModel):
     """An MLP-Mixer as an image classifier; its maps are those after each layer, the last one normed.
 
     Example:
+        >>> import torch
         >>> model = MLPMixerForImageClassification(MLPMixerConfig.preset("mixer-digits", num_channels=1))
         >>> model(torch.randn(2, 1, 8, 8)).logits.shape
         torch.Size([2, 2])
