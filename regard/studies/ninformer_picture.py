@@ -36,8 +36,9 @@ def _accuracies(axes: Axes, outcome: Outcome, end: str, title: str) -> None:
         axes.plot([place] * len(values), values, "o", color=COLOURS[colour], markersize=4)
     axes.set_xticks(range(len(LABELS)), [label for label, _ in LABELS.values()], fontsize=8)
     percent(axes, 1.02)
-    axes.set_ylim(max(0.0, 0.9 * lowest - 0.05), 1.01)
-    axes.set_title(f"{title} (cut axis)" if lowest > 0.06 else title)
+    cut = lowest > 0.4
+    axes.set_ylim(lowest - 0.1 if cut else 0.0, 1.01)
+    axes.set_title(f"{title} (cut axis)" if cut else title)
 
 
 def _cost(axes: Axes, outcome: Outcome) -> None:
