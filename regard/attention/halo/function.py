@@ -101,31 +101,24 @@ def attend_dense(
 
 def scores_of(
     q: Tensor, k: Tensor, axes: tuple[Axis, ...], scale: float, tables: tuple[Tensor, ...], every: int,
-    reach: int, chosen: Tensor | None = None,
+    reach: int,
 ) -> Tensor:  # fmt: skip
-    """Return the scores of queries with their windows, [B, Y1.., H, W], -inf where nothing is seen.
-
-    Args:
-        chosen: int64 [Q], queries by number, for [B, Q, H, W] of these alone.
-    """
-    scores = scale * torch.einsum("...d,...wd->...w", _of(q, chosen, axes), gathered(k, axes, every, chosen))
+    """Return the scores of queries with their windows, [B, Y1.., H, W], -inf where nothing is seen."""
+    scores = scale * torch.einsum("...d,...wd->...w", q, gathered(k, axes, every))
     count = len(axes)
     shape = [axis.kernel for axis in axes]
     seen = torch.ones((), dtype=torch.bool, device=q.device)
     for number, axis in enumerate(axes):
         _, counts, rows = (x.to(q.device) for x in windows_of(axis, every, reach))
-        place = [1] * count
-        place[number] = -1
-        lead, width = [*place], [1] * count
-        width[number] = axis.kernel
-        seen = seen & counts.view(*lead, *width)
+        place, width = [1] * count, [1] * count
+        place[number], width[number] = -1, axis.kernel
+        seen = seen & counts.view(*place, *width)
         if tables:
             term = _by_place(q, tables[number], rows, number).unflatten(-1, width)
-            term = term.expand(*term.shape[:-count], *shape).flatten(-count)
-            scores = scores + (term if chosen is None else term.flatten(1, count)[:, chosen])
+            scores = scores + term.expand(*term.shape[:-count], *shape).flatten(-count)
     grid = [len(range(0, axis.length, every)) for axis in axes]
     seen = seen.expand(*grid, *shape).flatten(count)[..., None, :]
-    return scores.masked_fill(~(seen if chosen is None else seen.flatten(0, count - 1)[chosen]), -torch.inf)
+    return scores.masked_fill(~seen, -torch.inf)
 
 
 def _by_place(q: Tensor, table: Tensor, rows: Tensor, axis: int) -> Tensor:
@@ -135,8 +128,8 @@ def _by_place(q: Tensor, table: Tensor, rows: Tensor, axis: int) -> Tensor:
     return found.movedim(1, axis + 1)
 
 
-def gathered(x: Tensor, axes: tuple[Axis, ...], every: int, chosen: Tensor | None = None) -> Tensor:
-    """Return the window of every query, or of some, [B, Y1.., H, W, D], zeros outside the map."""
+def gathered(x: Tensor, axes: tuple[Axis, ...], every: int) -> Tensor:
+    """Return the window of every query, [B, Y1.., H, W, D], zeros outside the map."""
     count = len(axes)
     for number, axis in enumerate(axes):
         keys, _, _ = windows_of(axis, every, 1)
@@ -147,10 +140,4 @@ def gathered(x: Tensor, axes: tuple[Axis, ...], every: int, chosen: Tensor | Non
         x = F.pad(x, (*sides, before, after))
         x = x.index_select(at, (keys + before).flatten().to(x.device)).unflatten(at, keys.shape)
     x = x.movedim(tuple(2 * i + 2 for i in range(count)), tuple(range(count + 2, 2 * count + 2)))
-    x = x.flatten(count + 2, 2 * count + 1)  # [B, Y1.., H, W, D]
-    return _of(x, chosen, axes)
-
-
-def _of(x: Tensor, chosen: Tensor | None, axes: Sequence[Axis]) -> Tensor:
-    """Some places of x [B, Y1.., ..], [B, Q, ..], or all as they are."""
-    return x if chosen is None else x.flatten(1, len(axes))[:, chosen]
+    return x.flatten(count + 2, 2 * count + 1)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from regard.attention.block import Block, chosen_queries
 from regard.attention.costs import Costs
-from regard.attention.halo.function import halo_attention, scores_of
-from regard.attention.halo.rules import MOST_AXES, Numbers, axes_of, options_of, windows_of
+from regard.attention.halo.function import halo_attention
+from regard.attention.halo.looked import weights_of
+from regard.attention.halo.rules import MOST_AXES, Numbers, axes_of, options_of
 from regard.attention.registry import Spec, mechanism
 from regard.engines.grids import Axis
 from regard.errors import RegardError, ShapeMismatch
@@ -132,23 +133,11 @@ class HaloAttention(Block):
     def rows(self, x: Tensor, queries: Tensor | Sequence[int]) -> Tensor:
         if self.shows is None:
             return super().rows(x, queries)
-        axes, (grid, plane) = self._rules(x), self.grids(x)
+        axes, (grid, _) = self._rules(x), self.grids(x)
         chosen = chosen_queries(queries, grid).to(x.device)
         q, k, _ = self._parts(x)
         tables = self._scaled_tables()
-        scores = scores_of(q, k, axes, self.scale, tables, self.every, self.rel_stride, chosen)
-        weights = scores.softmax(-1).transpose(1, 2)  # [B, H, Q, W]
-        columns = torch.zeros((), dtype=torch.int64)
-        there = torch.ones((), dtype=torch.bool)
-        for number, axis in enumerate(axes):
-            keys = windows_of(axis, self.every, 1)[0]
-            shape = [1] * 4
-            shape[number], shape[number + 2] = keys.shape
-            there = there & ((keys >= 0) & (keys < axis.length)).view(shape)
-            columns = columns * axis.length + keys.clamp(0, axis.length - 1).view(shape)
-        columns, there = (y.flatten(0, 1).flatten(1).to(x.device)[chosen] for y in (columns, there))
-        found = weights.new_zeros(*weights.shape[:3], math.prod(plane))
-        return found.scatter_add_(3, columns.expand_as(weights), weights * there)
+        return weights_of(q, k, axes, self.scale, tables, self.every, self.rel_stride, chosen)
 
     def grids(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         if self.shows is None:
