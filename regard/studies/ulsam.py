@@ -40,8 +40,8 @@ class Size:
     """Draws, seeds, steps of training, and images to train on."""
 
     draws: int = 5
-    seeds: int = 4
-    steps: int = 250
+    seeds: int = 3
+    steps: int = 200
     images: int = 8000
 
 
