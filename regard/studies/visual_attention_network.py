@@ -126,7 +126,7 @@ class VisualAttentionNetworkStudy(Study):
                 Rule(measure=f"product_{FAR}", comparison="above", threshold=0.9),
                 above(f"product_{FAR}", f"near_{FAR}", 0.3),
             ),
-            needs=(Rule(measure=f"near_{NEAR}", comparison="above", threshold=0.9),),
+            needs=(above(f"product_{NEAR}", f"none_{NEAR}", 0.2),),
             main=True,
             paper="long-range dependence, table 1",
         ),
