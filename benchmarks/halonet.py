@@ -2,8 +2,8 @@
 
 Layers with their projections, from a map to a map of as many channels, float32, forward alone and with
 backward. timm's is loaded from its file alone and given our weights; it computes the same. The convolution
-has as many channels; of a ViT's block it is the half with attention, without MLP: LayerNorm, projections, SDPA
-over all positions, output projection. `floor` is what the products alone take at the rate of large ones.
+has as many channels; of a ViT's block it is the half with attention, without MLP: LayerNorm, projections,
+SDPA over all positions, output projection. `floor` is what the products alone take at the rate of large ones.
 
     python -m benchmarks.halonet --timm .../timm/layers/halo_attn.py
 """
