@@ -97,7 +97,7 @@ def test_a_bottleneck_by_hand(stride, rel_stride):
 )  # fmt: skip
 def test_it_is_an_image_model_of_any_size(options, tmp_path):
     model = made(**options)
-    for size in ((32, 32), (45, 38)):
+    for size in ((32, 32), (45, 38), (44, 50)):
         out = model(torch.randn(2, 3, *size), output_hidden_states=True)
         first, second = out.hidden_states
         assert first.shape[1] == 16 and second.shape[1] == 24

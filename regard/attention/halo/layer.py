@@ -61,8 +61,8 @@ class HaloAttention(Block):
         pad: "error", or "auto" for maps that blocks do not divide.
         relative: whether there are tables of relative positions, without which a window has no directions.
         scale_rel: whether their scores are scaled like the others.
-        average: with stride 2, whether every query is computed, and their outputs averaged 2 x 2; odd blocks
-            need it.
+        average: with stride 2, whether every query is computed, and their outputs averaged 2 x 2, or as many
+            as there are at the end of an odd map; odd blocks need it.
         axes: of the map, 1 to 3.
         is_causal: of one axis: no key after the query, and a halo before the block alone.
         bias: whether the projections have a bias.
@@ -169,8 +169,6 @@ class HaloAttention(Block):
     def _rules(self, x: Tensor) -> tuple[Axis, ...]:
         if x.ndim != self.axes + 2 or x.shape[1] != self.dim or not all(x.shape[2:]):
             raise ShapeMismatch(f"x must be [batch, {self.dim}, {self.axes} axes], and is {list(x.shape)}.")
-        if self.stride != self.every and any(n % 2 for n in x.shape[2:]):
-            raise ShapeMismatch(f"x is {list(x.shape)}; to be averaged 2 x 2, its map must be even.")
         return axes_of(x.shape[2:], self.options, self.border, self.pad, self.is_causal)
 
     def _tables(self) -> tuple[Tensor, ...]:
@@ -215,7 +213,7 @@ class HaloAttention(Block):
         if self.stride == self.every:
             return out
         pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.axes - 1]
-        averaged: Tensor = pool(out, 2)
+        averaged: Tensor = pool(out, 2, ceil_mode=True)
         return averaged
 
 
