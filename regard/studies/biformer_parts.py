@@ -133,7 +133,7 @@ class RecallModel(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return logits [B, R, T, VALUES]."""
         plan, x = self._map(batch)
-        return self.readout(plan.split(x + self.attention(self.norm(x))))  # type: ignore[no-any-return]
+        return self.readout(plan.split(x + self.attention(self.norm(x))))
 
     def routing(self, batch: dict[str, Tensor]) -> RegionRouting:
         """Return which regions look at which."""
@@ -200,19 +200,23 @@ def classifier(arm: str, classes: int, channels: int, **options: Any) -> ImageMo
     model = image_model(
         "biformer-nano", num_labels=classes, num_channels=channels, **{"topks": [2, 2], **options}
     )
-    for stage in model.stages:  # type: ignore[union-attr]
-        for layer in stage:
-            given: BRA = layer.attn
-            kept = {"dim": given.dim, "heads": given.heads, "regions": given.regions, "topk": given.topk,
-                    "lepe": int(given.lepe.weight.shape[-1])}  # type: ignore[union-attr]  # fmt: skip
-            if arm == "convolved":
-                layer.attn = Convolved(given.dim, kept["lepe"])
-            elif arm == "none":
-                layer.attn = Beside(**kept)
-            else:
-                kept["topk"] = kept["regions"] ** 2 if arm == "full" else kept["topk"]
-                layer.attn = Chosen("routed" if arm == "full" else arm, **kept)
-            layer.attn.apply(model._init_weights)
+    stages: Any = model.stages
+    for layer in (layer for stage in stages for layer in stage):
+        given: Any = layer.attn
+        width = int(given.lepe.weight.shape[-1])
+        kept: dict[str, Any] = {
+            "dim": given.dim, "heads": given.heads, "regions": given.regions, "topk": given.topk,
+            "lepe": width,
+        }  # fmt: skip
+        if arm == "convolved":
+            layer.attn = Convolved(given.dim, width)
+        elif arm == "none":
+            layer.attn = Beside(**kept)
+        elif arm == "full":
+            layer.attn = Chosen("routed", **{**kept, "topk": given.regions**2})
+        else:
+            layer.attn = Chosen(arm, **kept)
+        layer.attn.apply(model._init_weights)
     return model
 
 
