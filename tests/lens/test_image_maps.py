@@ -389,3 +389,16 @@ def test_a_picture(nat, gated, tmp_path):
     figure = watched(gated, images(1)).draw(0, 1)
     low, high = figure.axes[1].images[-1].get_clim()
     assert low == -high < 0
+
+
+def test_sessions_nest_and_leave_nothing_behind(nat):
+    with torch.no_grad(), regard.watch(nat, ImageMaps()) as outer:
+        nat(images(1))
+        with regard.watch(nat, ImageMaps()) as inner:
+            nat(images(1))
+            copy.deepcopy(nat)(images(1))
+        nat(images(1))
+    assert (outer[ImageMaps].site(0).seen, inner[ImageMaps].site(0).seen) == (3, 1)
+    with pytest.raises(ShapeMismatch), regard.watch(nat, ImageMaps()):
+        nat(images(1)[0])
+    assert not any(module._forward_pre_hooks for module in nat.modules()) and "forward" not in vars(nat)
