@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from regard.attention import ULSAM
 from regard.models.images import cost, image_model
-from regard.studies.classifying import right, trained
+from regard.studies.classifying_parts import right, trained
 
 SIDE, RADIUS, MARK, CLASSES, BATCH, PLACES = 16, 5, 4, 10, 32, (5, 8)
 ARMS = ("full", "ulsam", "one_map", "identity", "squeeze")

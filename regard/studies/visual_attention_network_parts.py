@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from regard.attention.large_kernel import LargeKernelAttention, LKABlock
 from regard.engines.depthwise import depthwise
 from regard.models.images import image_model
-from regard.studies.classifying import right, trained
+from regard.studies.classifying_parts import right, trained
 from regard.tasks.images import Images, normalized
 
 SIDE, EDGE, WIDTH, PLAIN, BATCH = 40, 12, 16, 9, 16

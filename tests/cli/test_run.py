@@ -35,7 +35,7 @@ def test_systems_with_a_command_are_listed(capsys):
     ("words", "told"),
     [
         (["attention-sink-emergense"], "did you mean attention-sink-emergence"),
-        (["biformer"], "biformer (planned) has no command"),
+        (["nestedmorph"], "nestedmorph (planned) has no command"),
         ([SINKS, "--eps", "x"], "invalid float value"),
         ([SINKS, "--eps", "1.5"], "between 0 and 1"),
         ([SINKS, "--eps", "nan"], "between 0 and 1"),

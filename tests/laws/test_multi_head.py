@@ -15,10 +15,21 @@ SPECS = {repr(spec): spec for kind in MECHANISMS.values() for spec in kind.examp
 LENGTH, WIDTH = 19, 8
 
 
+def example(spec):
+    """An input of a block, or None for what has queries, keys and values."""
+    made = spec.build()
+    return made.example(torch.Generator().manual_seed(0)) if isinstance(made, Block) else None
+
+
 def of_sequences(spec):
-    """Whether it is a layer over positions in a row, and not over a grid of another shape."""
-    block = issubclass(spec.module, Block)
-    return not block or spec.build().example(torch.Generator().manual_seed(0)).ndim == 3
+    """Whether it is a layer over positions in a row, channels last, and not over a grid."""
+    x = example(spec)
+    return x is None or (x.ndim == 3 and x.shape[2] == spec.dim)
+
+
+def length_of(spec):
+    """The number of positions that a layer is built for, or any."""
+    return example(spec).shape[1] if hasattr(spec, "tokens") else LENGTH
 
 
 HELD = {name: spec for name, spec in SPECS.items() if of_sequences(spec)}
@@ -56,8 +67,8 @@ def stepped(made, x, sizes, valid=None, state=None):
 
 @pytest.mark.parametrize("name", HELD)
 def test_a_step_of_training_lowers_the_loss_and_reaches_every_parameter(name):
-    made = layer(HELD[name])
-    x, wanted = given(made), given(made, seed=2)
+    made, length = layer(HELD[name]), length_of(HELD[name])
+    x, wanted = given(made, length), given(made, length, seed=2)
     before = (made(x) - wanted).square().mean()
     before.backward()
     moved = {n: p for n, p in made.named_parameters() if p.requires_grad}
@@ -121,7 +132,7 @@ def test_a_state_dict_brings_everything_back(name):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
-    x = given(made)
+    x = given(made, length_of(HELD[name]))
     other.load_state_dict(made.state_dict())
     near(other(x), made(x))
     near(copy.deepcopy(made)(x), made(x))

@@ -86,13 +86,13 @@ def test_every_claim_can_fail(claim, values):
 def test_exponents_are_those_of_the_times():
     times = {f"gated {n}": [n**2.0, 3 * n**2.0] for n in (8, 16, 32)}
     times |= {f"dense {n}": [n**4.0, n**4.0] for n in (8, 16, 32)}
-    assert parts.exponents(times, "gated") == pytest.approx([1, 1], abs=1e-6)
-    assert parts.exponents(times, "dense") == pytest.approx([2, 2], abs=1e-6)
+    assert parts.exponents(times, "gated") == pytest.approx([1, 1], abs=1e-4)
+    assert parts.exponents(times, "dense") == pytest.approx([2, 2], abs=1e-4)
 
 
 def test_training_learns_pairs_that_are_near():
     with torch.random.fork_rng(), one_thread():
-        assert parts.apart("near", 2, 0, 60, lambda share: None) > 0.8
+        assert parts.apart("near", 2, 0, 120, lambda share: None) > 0.8
 
 
 def test_the_picture_is_drawn_from_the_outcome(outcome, tmp_path):
