@@ -128,11 +128,21 @@ def test_panels_that_do_not_fit_are_refused():
 
 def place_of(tab, number, down, across, grid):
     """The middle of a position of a canvas, in pixels of the window."""
-    box = tab.locator("canvas.plane").nth(number).bounding_box()
+    box = tab.locator("canvas.plane").nth(number).evaluate("node => node.getBoundingClientRect().toJSON()")
     return (
         box["x"] + (across + 0.5) * box["width"] / grid[1],
         box["y"] + (down + 0.5) * box["height"] / grid[0],
     )
+
+
+def point(tab, *where):
+    """Point at a position, again where the page was drawn anew meanwhile."""
+    for _ in range(50):
+        tab.mouse.move(1, 1)
+        tab.mouse.move(*place_of(tab, *where))
+        if tab.locator(".plane-readout b").count():
+            return
+        tab.wait_for_timeout(50)
 
 
 def value(tab):
@@ -144,24 +154,24 @@ def test_pointing_tells_the_models_numbers(looked, page, show):
     tab = show(page)
     tab.locator('.cell[data-row="1"][data-head="1"]').click()
     tab.wait_for_selector('.head h2:text-is("Layer 1 head 1")')
-    tab.mouse.move(*place_of(tab, 1, 2, 3, (4, 4)))
+    point(tab, 1, 2, 3, (4, 4))
     assert "row 2, column 3" in tab.locator(".plane-readout").inner_text()
     most = float(found.map(1, 1, 0).max())
     assert value(tab) == pytest.approx(float(found.map(1, 1, 0)[2, 3]), abs=0.006 * most)
     tab.mouse.click(*place_of(tab, 0, 0, 1, (4, 4)))
     tab.wait_for_selector('button[aria-pressed="true"]:text-is("from a position")')
-    tab.mouse.move(*place_of(tab, 1, 3, 3, (4, 4)))
+    point(tab, 1, 3, 3, (4, 4))
     row = found.rows(1, 1, (3, 9))
     assert "from position 0, 1" in tab.locator(".plane-readout").inner_text()
     assert value(tab) == pytest.approx(float(row[3, 3]), abs=0.006 * float(row.max()) + 1e-3)
     tab.get_by_role("button", name="from the class token").click()
-    tab.mouse.move(*place_of(tab, 1, 1, 1, (4, 4)))
+    point(tab, 1, 1, 1, (4, 4))
     own = found.rows(1, 1)
     assert value(tab) == pytest.approx(float(own[1, 1]), abs=0.006 * float(own.max()) + 1e-3)
     tab.get_by_role("button", name="received by each position").click()
     tab.get_by_role("button", name="image 2").click()
     tab.wait_for_selector('button[aria-pressed="true"]:text-is("image 2")')
-    tab.mouse.move(*place_of(tab, 1, 2, 3, (4, 4)))
+    point(tab, 1, 2, 3, (4, 4))
     assert value(tab) == pytest.approx(float(found.map(1, 1, 1)[2, 3]), abs=0.006 * most)
 
 
@@ -207,7 +217,7 @@ def test_a_gate_diverges_from_zero_in_both_themes(show):
         most = float(gates.map(0, 2, 0).abs().max())
         assert low == -high and high == pytest.approx(most, rel=0.01) and "no probabilities" in words
         at = divmod(int(gates.map(0, 2, 0).argmin()), 6)
-        tab.mouse.move(*place_of(tab, 1, *at, (6, 6)))
+        point(tab, 1, *at, (6, 6))
         assert value(tab) == pytest.approx(float(gates.map(0, 2, 0).min()), abs=0.01 * most)
         assert tab.get_by_role("button", name="from a position").count() == 0
         tab.get_by_role("button", name="whole layer").click()
