@@ -24,6 +24,8 @@ COMMANDS = {
     "papers": "list the published systems in scope, and which of them work today",
     "run": "run a system's own command",
 }
+TRAINED = "regard-train"
+"""The folder that `regard train` writes to, unless told another."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from regard.cli.command import Parser
+from regard.cli.command import TRAINED, Parser
 from regard.errors import RegardError
 
-OUT = "regard-train"
 LANGUAGE: dict[str, Any] = {
     "mechanism": "softmax", "set": [], "text": None, "vocabulary": 512, "dim": 128, "layers": 2, "heads": 4,
     "kv_heads": None, "positions": "rotary", "gate": None, "head_norm": False, "length": 128,
@@ -42,7 +41,7 @@ def _both(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of weights, batches and all other chance (0)")
     add("--every", type=int, metavar="N", help="steps between held-out losses and files (50; an epoch)")
     add("--device", help="such as cpu or cuda (cpu; of images a GPU where there is one)")
-    add("--out", metavar="DIR", help=f"folder to write to (default: {OUT}/NAME)")
+    add("--out", metavar="DIR", help=f"folder to write to (default: {TRAINED}/NAME)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with DIR (default)")
     add("--json", metavar="FILE|-", help="write all numbers as JSON; - is standard output")
 

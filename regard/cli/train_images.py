@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regard.cli.command import say
-from regard.cli.train import OUT
+from regard.cli.command import TRAINED, say
 from regard.errors import RegardError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from regard.objectives import confusion, train_images
     from regard.runtime.table import write_text
 
-    out = Path(options.out if options.out is not None else f"{OUT}/{options.model}-{data.name}")
+    out = Path(options.out if options.out is not None else f"{TRAINED}/{options.model}-{data.name}")
     log = train_images(
         model, data, recipe=recipe, out=out, resume=options.resume, device=options.device,
         evaluate_every=options.every, checkpoint_every=options.every, about=_about(options, model),

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regard.cli.command import say
-from regard.cli.train import OUT
+from regard.cli.command import TRAINED, say
 from regard.errors import RegardError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from regard.objectives import train
     from regard.runtime.table import write_text
 
-    out = Path(options.out if options.out is not None else f"{OUT}/{options.mechanism}")
+    out = Path(options.out if options.out is not None else f"{TRAINED}/{options.mechanism}")
     log = train(
         model, data, steps=options.steps, out=out, resume=options.resume, batch=options.batch,
         length=options.length, rate=options.rate, seed=options.seed, evaluate_every=options.every,
