@@ -76,6 +76,7 @@ def path_patch(
     metric: Scored,
     *,
     receivers: Sequence[Receiver] | None = None,
+    senders: Sequence[Receiver] | None = None,
     component: Component = "query",
     position: int = -1,
     freeze_mlps: bool = False,
@@ -90,6 +91,7 @@ def path_patch(
         clean, corrupt: `input_ids` [N, T] of unpadded prompts, of one length.
         metric: takes logits [N, V] at the last position; returns [N], such as `Prompts.score`.
         receivers: (layer, query head) each; None for the logits.
+        senders: (layer, query head) each, the rows of the result; default every head.
         component: which of the receivers' inputs; a key or value is that of the whole group of query heads
             that share it.
         position: p, where senders and receivers are; array index. The logits are of the last position, so
@@ -132,11 +134,19 @@ def path_patch(
         )
     held = _held(root, sites, [side[:, : at + 1] for side in sides], freeze_mlps or mlps)
     patcher = _Patcher(root, sites, sides[0], at, held, received, freeze_mlps, metric, scores[0], rows)
-    senders: list[tuple[str, int | None]] = [(s.alias, h) for s in sites for h in range(held.heads(s.alias))]
-    senders += [(site.alias, None) for site in sites] if mlps else []
-    with _bar(progress, len(senders)) as advance:
-        changes = patcher.changes(senders, advance)
-    return _found(senders, changes, scores, gap, anatomy)
+    sending: list[tuple[str, int | None]] = [(s.alias, h) for s in sites for h in range(held.heads(s.alias))]
+    if senders is not None:
+        sending = _senders(anatomy, senders)
+    sending += [(site.alias, None) for site in sites] if mlps else []
+    with _bar(progress, len(sending)) as advance:
+        changes = patcher.changes(sending, advance)
+    return _found(sending, changes, scores, gap, anatomy)
+
+
+def _senders(anatomy: Anatomy, senders: Sequence[Receiver]) -> list[tuple[str, int | None]]:
+    if not senders:
+        raise RegardError("senders is empty; give (layer, head) of one at least, or None for every head.")
+    return list(dict.fromkeys((anatomy.check_head(*sender).alias, sender[1]) for sender in senders))
 
 
 def _found(

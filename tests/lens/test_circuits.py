@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from regard.errors import RegardError
 from regard.lens.circuits import PlaceAttention, Stage, discover_circuit, label_heads, roles_of
 from regard.lens.circuits.discover import Circuit
+from regard.lens.circuits.edges import circuit_edges
 from regard.lens.circuits.roles import PAIRS
 from regard.runtime import HeadTable, Session, path_patch
 from regard.tasks.ioi import ioi
@@ -122,3 +123,23 @@ def test_bad_stages(model, words):
     lens = PlaceAttention(pairs={"x": (torch.tensor([1]), torch.tensor([0]))})
     with pytest.raises(RegardError, match="x has 1 places for a batch of 2"), Session(model, [lens]):
         model(prompts.pairs[0].clean_ids[None].repeat(2, 1))
+
+
+def test_an_edge_is_the_path_to_one_receiver_alone(model, words):
+    prompts = ioi(words, 8).by_length()[0]
+    circuit = discover_circuit(model, prompts, STAGES[:2], share=0.2)
+    edges = circuit_edges(model, prompts, circuit, STAGES[:2])
+    to_logits = [edge for edge in edges if edge.receiver is None]
+    assert [edge.sender for edge in to_logits] == circuit.heads("movers")
+    for edge in to_logits:
+        assert edge.effect == circuit.effects.at(*edge.sender)["movers"]
+    others = [edge for edge in edges if edge.receiver is not None]
+    assert others and {edge.component for edge in others} == {"query"}
+    for edge in others:
+        found = path_patch(
+            model, {"input_ids": prompts.ids()}, {"input_ids": prompts.ids("corrupt")}, prompts.score,
+            receivers=[edge.receiver],
+        )  # fmt: skip
+        assert edge.effect == pytest.approx(found.heads.at(*edge.sender)["normalised"], rel=1e-4, abs=1e-7)
+    with pytest.raises(RegardError, match="the circuit has the stages movers, inhibition"):
+        circuit_edges(model, prompts, circuit, STAGES[:1])

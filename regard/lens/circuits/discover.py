@@ -166,7 +166,7 @@ def discover_circuit(
     found: dict[str, HeadTable] = {}
     receivers: dict[str, list[Head]] = {}
     for stage in chosen:
-        table = _patched(model, prompts, stage, receivers.get(stage.of or ""), freeze_mlps, rows, progress)
+        table = patch_stage(model, prompts, stage, receivers.get(stage.of or ""), freeze_mlps, rows, progress)
         found[stage.name] = table
         receivers[stage.name] = Circuit(prompts.task, _column(table, stage.name), share).heads()
     first = found[chosen[0].name]
@@ -179,18 +179,27 @@ def _column(table: HeadTable, name: str) -> HeadTable:
     return HeadTable(table.sites, table.heads, {name: table["normalised"]}, table.about)
 
 
-def _patched(
-    model: nn.Module, prompts: Prompts, stage: Stage, receivers: list[Head] | None, freeze_mlps: bool,
-    rows: int, progress: bool,
+def patch_stage(
+    model: nn.Module, prompts: Prompts, stage: Stage, receivers: Sequence[Head] | None, freeze_mlps: bool,
+    rows: int, progress: bool, senders: Sequence[Head] | None = None,
 ) -> HeadTable:  # fmt: skip
-    """Patch all prompts, those of one length and place together, and join what was found."""
+    """Patch all prompts, those of one length and place together, and join what was found.
+
+    Args:
+        receivers: of this stage; None for the logits.
+        senders: the heads that are patched; default all.
+        freeze_mlps, rows, progress: as in `path_patch`.
+
+    Returns:
+        Columns `effect`, the mean change, and `normalised` by the whole change from clean to corrupt.
+    """
     parts = []
     for part, position in _grouped(prompts, stage.place):
         parts.append(
             path_patch(
                 model, {"input_ids": part.ids()}, {"input_ids": part.ids("corrupt")}, part.score,
-                receivers=receivers, component=stage.component, position=position, freeze_mlps=freeze_mlps,
-                rows=rows, progress=progress,
+                receivers=receivers, senders=senders, component=stage.component, position=position,
+                freeze_mlps=freeze_mlps, rows=rows, progress=progress,
             )
         )  # fmt: skip
     return _joined(parts)
