@@ -17,6 +17,7 @@ _HOME = {
     "Session": "session",
     "Site": "site",
     "Wanted": "protocol",
+    "activation_patch": "activations",
     "attribute_logits": "attribution",
     "collect": "row_patch",
     "load_seen": "store",
@@ -30,6 +31,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from regard.runtime.activations import activation_patch
     from regard.runtime.attribution import attribute_logits
     from regard.runtime.head_table import HeadTable
     from regard.runtime.pairs import Pair, PairResults, logit_difference, run_pairs
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "HeadTable", "Lens", "Pair", "PairResults", "Point", "Replay", "RowPatch", "Session", "Site",
-    "Wanted", "attribute_logits", "collect", "load_seen", "logit_difference", "patch", "path_patch",
-    "resolve", "run_pairs", "steer", "watch",
+    "Wanted", "activation_patch", "attribute_logits", "collect", "load_seen", "logit_difference", "patch",
+    "path_patch", "resolve", "run_pairs", "steer", "watch",
 ]  # fmt: skip
 
 

@@ -126,12 +126,7 @@ def path_patch(
             f"position is {position}; it must be one of the {length} tokens, and the last for the logits."
         )
     scores = [_scored(metric, _last_logits(root, side), len(side)) for side in sides]
-    gap = float((scores[1] - scores[0]).mean())
-    if abs(gap) < LEAST:
-        raise RegardError(
-            f"the metric is {float(scores[0].mean()):.4f} on the clean and {float(scores[1].mean()):.4f} on "
-            "the corrupt prompts, so there is nothing to explain."
-        )
+    gap = require_change(scores)
     held = _held(root, sites, [side[:, : at + 1] for side in sides], freeze_mlps or mlps)
     patcher = _Patcher(root, sites, sides[0], at, held, received, freeze_mlps, metric, scores[0], rows)
     sending: list[tuple[str, int | None]] = [(s.alias, h) for s in sites for h in range(held.heads(s.alias))]
@@ -260,6 +255,24 @@ def _scored(metric: Scored, logits: Tensor, count: int) -> Tensor:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ShapeMismatch(f"the metric gave {found} for {count} prompts; it must give a tensor, one each.")
     return value.float().cpu()
+
+
+def require_change(scores: Sequence[Tensor]) -> float:
+    """Return the mean change of the metric from the clean to the corrupt prompts.
+
+    Args:
+        scores: [N] of either.
+
+    Raises:
+        RegardError: where it is less than 0.001, so that there is nothing to explain.
+    """
+    gap = float((scores[1] - scores[0]).mean())
+    if not abs(gap) >= LEAST:
+        raise RegardError(
+            f"the metric is {float(scores[0].mean()):.4f} on the clean and {float(scores[1].mean()):.4f} on "
+            "the corrupt prompts, so there is nothing to explain."
+        )
+    return gap
 
 
 def _sides(clean: Mapping[str, Tensor], corrupt: Mapping[str, Tensor]) -> list[Tensor]:
