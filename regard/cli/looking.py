@@ -27,7 +27,7 @@ PROBE_LENGTH, PROBE_SEED = 50, 0
 RECORDER = "report"
 PROBE_LENSES = ("induction", "previous-token", "duplicate-token")
 READS_IMAGES = "image-maps"
-NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed", READS_IMAGES)
+NOT_BY_DEFAULT = ("patterns", "column-mass", "outliers", "routed", "sink-logit", READS_IMAGES)
 NOT_PER_HEAD = ("patterns", "residual-norm", "outliers")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regard.engines.rows import RowBlock
-from regard.errors import NothingObserved
+from regard.errors import NothingObserved, RegardError
 from regard.runtime.call import Call
 from regard.runtime.head_table import HeadTable
 from regard.runtime.protocol import Lens
@@ -208,6 +208,16 @@ def head_table(
 def accumulate(state: dict[str, Any], name: str, value: Tensor) -> None:
     """Add `value` to `state[name]`, which may become it: it must not be changed later."""
     state[name] = state[name] + value if name in state else value
+
+
+def check_position(position: int) -> None:
+    """Refuse what is no position counted from the first real token.
+
+    Raises:
+        RegardError: naming it.
+    """
+    if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+        raise RegardError(f"position is {position!r}; it is counted from the first real token, 0.")
 
 
 def first_real(call: Call) -> Tensor:

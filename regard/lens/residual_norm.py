@@ -1,7 +1,7 @@
 """How large the residual stream is, block by block: does the first token tower above the rest?
 
     r_lj   = || residual stream after block l at position j ||_2
-    peak_l = r_ls / max_{j != s} r_lj                 s the first real token
+    peak_l = r_ls / max_{j != s} r_lj                 s the sink, by default the first real token
 
 The residual-state peak of "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token
 Phenomena in LLMs" (Guo et al., 2024, arXiv 2410.13835). Taken of what a block hands on, before any final
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from regard.errors import NothingObserved, RegardError
-from regard.lens.base import Place, SequenceLens, accumulate
+from regard.lens.base import Place, SequenceLens, accumulate, check_position
 from regard.lens.registry import lens
-from regard.lens.sentences import layer, size
+from regard.lens.sentences import layer, size, token
 from regard.lens.valid import tokens_before, valid_positions
 from regard.lens.visible import per_forward
 from regard.runtime.anatomy import Anatomy
@@ -56,13 +56,15 @@ class ResidualNorms:
     """Norms of the residual stream after each block, averaged over sequences.
 
     Attributes:
-        table: one row a block: `block`, then `first`, the norm at the first real token; `others`, the
-            mean of the others; `largest_other`, their maximum, and `largest_other_at`, the position where
-            that was largest of all; `peak`, first over largest other. Where the first token was in a cache
-            before the session, `first` and `peak` are NaN.
+        table: one row a block: `block`, then `first`, the norm at the first real token, or at `position`;
+            `others`, the mean of the others; `largest_other`, their maximum, and `largest_other_at`, the
+            position where that was largest of all; `peak`, first over largest other. Where that token was
+            in a cache before the session, `first` and `peak` are NaN.
+        position: the token held against the others, counted from the first real one.
     """
 
     table: Table
+    position: int = 0
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the norms over the blocks, on a logarithmic scale.
@@ -98,7 +100,7 @@ class ResidualNorms:
         return (
             LinePanel(
                 title="Residual stream", x=self.table["block"], lines=lines, x_label="after block",
-                y_label="norm", log=True, note="at the first token, and of the others",
+                y_label="norm", log=True, note=f"at {token(self.position)}, and of the others",
             ),
         )  # fmt: skip
 
@@ -120,6 +122,7 @@ class ResidualNorm(SequenceLens):
 
     Attributes:
         kind: which stack of blocks, such as `vision`; default the model's main one.
+        position: the token held against the others, counted from the first real one, 0.
     """
 
     definition = "norm of the residual stream after each block; peak: first token / largest other"
@@ -127,6 +130,11 @@ class ResidualNorm(SequenceLens):
     needs = "no block of the model handed on hidden states [B, T, D]"
 
     kind: str | None = None
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_position(self.position)
 
     def wants(self, call: Any) -> None:
         return None
@@ -154,7 +162,7 @@ class ResidualNorm(SequenceLens):
             state["seen"] = tokens_before(run, kind, len(norms)).to(x.device)
             state["largest"] = norms.new_full((len(norms),), -1.0)
             state["at"] = torch.zeros_like(state["seen"])
-        tokens = _tokens(run, kind, state["seen"], norms)
+        tokens = _tokens(run, kind, state["seen"], norms, self.position)
         accumulate(state, "sums", torch.matmul(norms[:, None], tokens.shares)[:, 0])
         accumulate(state, "rows", tokens.rows)
         largest, index = norms.masked_fill(tokens.out, -1.0).max(1)
@@ -198,7 +206,7 @@ class ResidualNorm(SequenceLens):
                 columns[name] = [float(found[key][a]) for a in aliases]
             else:
                 columns[name] = [max(found["record"].get(a, [[0, -1]]))[1] for a in aliases]
-        return ResidualNorms(Table(columns))
+        return ResidualNorms(Table(columns), self.position)
 
     @classmethod
     def findings(cls, result: ResidualNorms) -> tuple[Finding, ...]:
@@ -209,10 +217,11 @@ class ResidualNorm(SequenceLens):
         at = int(np.nanargmax(peaks))
         after = layer(result.table["block"][at])
         first, other = result.table["first"][at], result.table["largest_other"][at]
-        said = f"The residual stream peaks at the first token: after {after} its norm is {size(first)}, the "
+        it = token(result.position)
+        said = f"The residual stream peaks at {it}: after {after} its norm is {size(first)}, the "
         said += f"largest other {size(other)}."
         if peaks[at] <= PEAK:
-            said = f"No residual peak: the first token's norm is at most {peaks[at]:.1f} times the largest "
+            said = f"No residual peak: {it}'s norm is at most {peaks[at]:.1f} times the largest "
             said += f"other, after {after}."
         return (Finding(said, (), "residual-norm"),)
 
@@ -223,7 +232,7 @@ class _Tokens:
 
     Attributes:
         positions: int64 [B, T], real tokens counted from 0.
-        shares: float32 [B, T, 2], 1 at the first real token, and 1 at the other real ones.
+        shares: float32 [B, T, 2], 1 at the token held against the others, and 1 at these.
         out: bool [B, T], not one of the others.
         rows: their sums over T, float32 [B, 2].
         real: how many are real, int64 [B].
@@ -236,15 +245,15 @@ class _Tokens:
     real: Tensor
 
 
-def _tokens(run: Run, kind: str, seen: Tensor, norms: Tensor) -> _Tokens:
-    """Return what the tokens with these norms [B, T] are, of which `seen`, [B], came before."""
+def _tokens(run: Run, kind: str, seen: Tensor, norms: Tensor, place: int) -> _Tokens:
+    """Return what tokens with these norms [B, T] are, after `seen`, [B], others; `place` is the one apart."""
     store = per_forward(run)
-    key = ("tokens", kind, tuple(norms.shape), norms.device, tuple(seen.tolist()))
+    key = ("tokens", kind, place, tuple(norms.shape), norms.device, tuple(seen.tolist()))
     if key not in store:
         valid = valid_positions(run, kind, norms.shape[1])
         real = torch.ones_like(norms, dtype=torch.bool) if valid is None else valid.to(norms.device)
         positions = seen[:, None] + real.long().cumsum(1) - 1
-        first, others = real & (positions == 0), real & (positions > 0)
+        first, others = real & (positions == place), real & (positions != place)
         shares = torch.stack([first, others], -1).to(norms.dtype)
         store[key] = _Tokens(positions, shares, ~others, shares.sum(1), real.sum(1))
     return store[key]

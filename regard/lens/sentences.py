@@ -73,6 +73,11 @@ def layer(alias: str) -> str:
     return f"{'layer' if kind in ('text', 'vision', 'image') else kind + ' layer'} {number}"
 
 
+def token(position: int) -> str:
+    """A token in words: the first token, the token at position 3."""
+    return "the first token" if position == 0 else f"the token at position {position}"
+
+
 def number(count: int, thing: str) -> str:
     """A number of things: 1 head, 2 heads."""
     return f"{count} {thing}{'s' * (count != 1)}"

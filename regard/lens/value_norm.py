@@ -1,7 +1,8 @@
 """How large the values are, as they reach the residual stream: is what a sink says next to nothing?
 
     n_hj  = || W_O[:, h] v_{kv(h), j} ||_2
-    drain = n_hs / mean_{j != s} n_hj            s the first real token; under 1 it is drained
+    drain = n_hs / mean_{j != s} n_hj            s the sink, by default the first real token; under 1 it is
+                                                 drained
 
 The value-state drain of "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token
 Phenomena in LLMs" (Guo et al., 2024, arXiv 2410.13835), which measures after the output projection, by
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.lens.base import Place, SequenceLens, accumulate, head_table
+from regard.lens.base import Place, SequenceLens, accumulate, check_position, head_table
 from regard.lens.projected import projected_norms
 from regard.lens.registry import lens
-from regard.lens.sentences import number, where
+from regard.lens.sentences import number, token, where
 from regard.lens.visible import once
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
@@ -42,13 +43,21 @@ class ValueNorm(SequenceLens):
     Columns: `first` and `others`, the norms, and `drain`, their ratio, each averaged over sequences.
     Needs no attention weights. Cross-attention is left out. Keys of an earlier forward, in a cache, were
     counted when they were made.
+
+    Attributes:
+        position: the token held against the others, counted from the first real one, 0.
     """
 
     definition = "norm of the values after the output projection; drain: first token / the others"
     source = "Guo et al. 2024, arXiv 2410.13835"
     needs = "it takes self-attention"
 
+    position: int = 0
     anatomy: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_position(self.position)
 
     def check(self, anatomy: Anatomy) -> None:
         object.__setattr__(self, "anatomy", weakref.ref(anatomy))
@@ -60,8 +69,10 @@ class ValueNorm(SequenceLens):
         state = self.state(call.run, call.site, call.part)
         start = call.q_offset - call.kv_offset
         values = call.v[:, :, start : start + call.query_length]
-        norms = projected_norms(values, self.anatomy(), call)
-        shares, rows = once(call, ("value norms", norms.device), lambda: _shares(call, norms.device))
+        norms, place = projected_norms(values, self.anatomy(), call), self.position
+        shares, rows = once(
+            call, ("value norms", place, norms.device), lambda: _shares(call, norms.device, place)
+        )
         accumulate(state, "sums", torch.matmul(norms, shares))
         accumulate(state, "rows", rows)
 
@@ -86,7 +97,7 @@ class ValueNorm(SequenceLens):
         tally = self.tally.settled()  # type: ignore[attr-defined]
         columns = {name: tally.get(name) for name in ("drain", "first", "others")}
         values = {a: {name: found[a] for name, found in columns.items()} for a in columns["first"]}
-        return head_table(HeadTable, self, values)
+        return head_table(HeadTable, self, values, {"position": self.position})
 
     @classmethod
     def findings(cls, result: HeadTable) -> tuple[Finding, ...]:
@@ -95,22 +106,23 @@ class ValueNorm(SequenceLens):
         if not len(drain):
             return ()
         heads = where(result, "drain", lambda ratio: ratio < DRAINED)[::-1]
+        it = token(result.about.get("position", 0))
         said = (
-            f"In {len(heads)} of {number(len(drain), 'head')} the first token's value is less than "
+            f"In {len(heads)} of {number(len(drain), 'head')} {it}'s value is less than "
             f"half as large as the others' (a value drain); the median ratio is {np.median(drain):.2f}."
         )
         return (Finding(said, heads, "value-norm"),)
 
 
-def _shares(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return where a call's rows are a first real token, and where another, and how many are.
+def _shares(call: Call, device: torch.device, place: int) -> tuple[Tensor, Tensor]:
+    """Return where a call's rows are the real token at a position, and where another, and how many are.
 
     Returns:
         float32 [B|1, T, 2] of ones and zeros, and its sum over T, [B, 2].
     """
     positions = call.query_positions
-    others = positions > 0
+    others = (positions >= 0) & (positions != place)
     if call.valid_queries is not None:
         others = others & call.valid_queries
-    shares = torch.stack([positions == 0, others], -1).to(device, torch.float32)
+    shares = torch.stack([positions == place, others], -1).to(device, torch.float32)
     return shares, shares.sum(1).expand(call.q.shape[0], -1)

@@ -38,8 +38,9 @@ from regard.runtime.path_stages import (
     Received,
 )
 from regard.runtime.prefix import check_unpadded, prefix_cache
+from regard.runtime.progress import bar
 from regard.runtime.recorded import logits_of
-from regard.runtime.replay import Replay, _bar
+from regard.runtime.replay import Replay
 from regard.runtime.row_patch import collect
 from regard.runtime.session import Session
 from regard.runtime.site import Point, Site
@@ -133,7 +134,7 @@ def path_patch(
     if senders is not None:
         sending = _senders(anatomy, senders)
     sending += [(site.alias, None) for site in sites] if mlps else []
-    with _bar(progress, len(sending)) as advance:
+    with bar("Patching", len(sending), progress) as advance:
         changes = patcher.changes(sending, advance)
     return _found(sending, changes, scores, gap, anatomy)
 

@@ -20,6 +20,7 @@ from regard.errors import NoSuchSite, RegardError, ShapeMismatch, UnsupportedMod
 from regard.runtime.anatomy import anatomy_of, parts, require_attention, root_of
 from regard.runtime.driving import _wrap
 from regard.runtime.head_table import HeadTable
+from regard.runtime.progress import bar
 from regard.runtime.protocol import Edit, Stage
 from regard.runtime.recorded import again, kept, logits_of, refuse_unfit, repeated, tile
 from regard.runtime.row_patch import RowPatch, uncached
@@ -159,7 +160,7 @@ class Replay:
         RowPatch(rows).check(self.anatomy)
         found = [float("nan")] * len(rows)
         groups = list(_grouped([self._of_point(point) for point in chosen], batch))
-        with _bar(progress, len(rows)) as advance:
+        with bar("Patching", len(rows), progress) as advance:
             for block, members in groups:
                 patch = RowPatch([rows[i] for i in members])
                 logits = self.run(block, [patch], batch=len(members))
@@ -318,16 +319,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise RegardError(f"The metric gave {type(value).__name__}; it must give one number.") from None
-
-
-@contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[int], None]]:
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Patching", total=total)
-        yield lambda count: bar.advance(task, count)

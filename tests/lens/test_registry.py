@@ -12,7 +12,7 @@ from regard.runtime.protocol import Lens
 
 def test_find_lens_by_name():
     assert find_lens("entropy") is Entropy
-    assert len(LENSES) == 14
+    assert len(LENSES) == 15
 
 
 def test_unknown_name_is_answered_with_the_nearest():
