@@ -7,6 +7,7 @@ from regard.runtime.edits import (
     ScaleHeads,
     ScoreBias,
     check_row_local,
+    force_attention,
     redistribute,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "check_row_local",
     "edit",
     "find_edit",
+    "force_attention",
     "redistribute",
 ]

@@ -35,10 +35,10 @@ from regard.errors import RegardError
 from regard.runtime.activation_parts import STREAM, GivenNodes, Node, Source
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.head_table import HeadTable
-from regard.runtime.paths import Scored, _after, _last_logits, _scored, _sides, require_change
 from regard.runtime.prefix import prefix_cache
 from regard.runtime.replay import Replay, _bar
 from regard.runtime.resumable import Resumable
+from regard.runtime.sides import Scored, after_prefix, aligned_sides, last_logits_of, require_change, scored
 from regard.runtime.site import Site
 
 Direction = Literal["denoise", "noise"]
@@ -115,14 +115,14 @@ def activation_patch(
         (30, 18)
         >>> activation_patch(model, clean, corrupt, prompts.score, kinds=["head"]).heads  # doctest: +SKIP
     """
-    sides = _sides(clean, corrupt)
+    sides = aligned_sides(clean, corrupt)
     chosen = _positions(positions, sides[0].shape[1])
     _check(kinds, direction)
     root = root_of(model)
     anatomy = anatomy_of(root)
     require_attention(anatomy)
     sites = [site for site in anatomy.sites if site.kind == anatomy.main]
-    scores = [_scored(metric, _last_logits(root, side), len(side)) for side in sides]
+    scores = [scored(metric, last_logits_of(root, side), len(side)) for side in sides]
     require_change(scores)
     base, other = (1, 0) if direction == "denoise" else (0, 1)
     source = Source.of(root, sites, sides[other], kinds)
@@ -217,7 +217,7 @@ class _Runner:
             edit = GivenNodes(members, self.source, moving, min(moving))
             logits = replay.run(members[0].alias, edit, batch=len(members))[:, -1]
             for node, part in zip(members, logits.chunk(len(members)), strict=True):
-                found[node] = _scored(self.metric, part, len(self.ids)) - self.unpatched
+                found[node] = scored(self.metric, part, len(self.ids)) - self.unpatched
                 kept.put(f"{where} {tuple(node)}", found[node])
             advance(len(members))
         return {node: found[node] for node in nodes}
@@ -237,7 +237,7 @@ class _Runner:
 
     def _replay(self, start: int) -> Replay:
         prefix = prefix_cache(self.root, self.output, start)
-        return Replay(self.root, _after(self.root, self.ids[:, start:], prefix))
+        return Replay(self.root, after_prefix(self.root, self.ids[:, start:], prefix))
 
 
 def _positions(positions: Sequence[int] | None, length: int) -> list[int]:

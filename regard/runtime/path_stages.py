@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from regard.runtime.anatomy import Anatomy
 from regard.runtime.call import Call
 from regard.runtime.protocol import Edit, Lens, Wanted
-from regard.runtime.recorded import tile
 from regard.runtime.run import Run
 from regard.runtime.site import Point
 
@@ -77,7 +77,7 @@ class FrozenParts(Edit):
 
     def head_outputs(self, call: Call) -> Tensor:
         alias = call.site.alias
-        out = tile(self.held.clean[alias], len(self.senders))
+        out = torch.cat([self.held.clean[alias]] * len(self.senders))
         parts = out.chunk(len(self.senders))
         for part, (layer, head) in zip(parts, self.senders, strict=True):
             if layer == alias and head is not None:
@@ -90,7 +90,8 @@ class FrozenParts(Edit):
 
     def hidden(self, point: Point, x: Tensor, run: Run) -> Tensor:
         alias = str(point.layer)
-        out = tile(self.held.clean_mlps[alias], len(self.senders))[:, None] if self.mlps else x.clone()
+        clean = self.held.clean_mlps[alias]
+        out = torch.cat([clean] * len(self.senders))[:, None] if self.mlps else x.clone()
         for part, (layer, head) in zip(out.chunk(len(self.senders)), self.senders, strict=True):
             if layer == alias and head is None:
                 part[:] = self.held.corrupt_mlps[alias][:, None]
@@ -117,11 +118,21 @@ class Received:
         return sorted({head // group for head in self.heads[call.site.alias]})
 
 
+class Enough(Exception):
+    """All receivers have been met, so that the rest of a forward need not run."""
+
+
 @dataclass(frozen=True, eq=False)
 class KeptInputs(Lens):
-    """Keeps what the receivers compute, [B, heads, D]."""
+    """Keeps what the receivers compute, [B, heads, D], and ends the forward at the last of them.
+
+    Attributes:
+        received: the receivers.
+        last: alias of the last layer among them.
+    """
 
     received: Received
+    last: str
 
     def fresh(self) -> KeptInputs:
         twin = super().fresh()
@@ -135,6 +146,8 @@ class KeptInputs(Lens):
     def inputs(self, call: Call) -> None:
         x = self.received.of(call)[:, self.received.own(call), -1]
         self.found[call.site.alias] = x.detach().clone()  # type: ignore[attr-defined]
+        if call.site.alias == self.last:
+            raise Enough
 
     def result(self) -> dict[str, Tensor]:
         return dict(self.found)  # type: ignore[attr-defined]

@@ -110,9 +110,9 @@ class Replay:
         session = Session(self.model, stages, {k: tile(v, batch) for k, v in self.spans.items()})
         for edit in session.edits:
             self._refuse_early(edit, start, from_layer)
+        self.session = session
         with torch.set_grad_enabled(grad), session, self._skipping(start, batch):
             output = self.model(**repeated(self.inputs, batch))
-        self.session = session
         return logits_of(self.model, output)
 
     def heads(self, layers: Iterable[int | str] | None = None) -> list[Point]:

@@ -121,6 +121,15 @@ class Prompts:
             raise RegardError(f"{self.task} has no place {name!r}; it has {', '.join(self.pairs[0].places)}.")
         return torch.tensor([pair.places[name] for pair in self.pairs])
 
+    def answers(self) -> Tensor:
+        """Return the ids of all correct and wrong tokens, each once, int64 [K].
+
+        `score` reads the logits of no others where the metric is `logit`.
+        """
+        import torch
+
+        return torch.tensor(sorted({token for pair in self.pairs for token in pair.correct + pair.wrong}))
+
     def by_length(self) -> list[Prompts]:
         """Return the prompts parted by how many tokens the two sides have, the largest part first."""
         parts: dict[tuple[int, int], list[PromptPair]] = {}

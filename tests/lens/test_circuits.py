@@ -13,7 +13,7 @@ from regard.lens.circuits.discover import Circuit
 from regard.lens.circuits.edges import circuit_edges
 from regard.lens.circuits.roles import PAIRS
 from regard.runtime import HeadTable, Session, path_patch
-from regard.tasks.ioi import ioi
+from regard.tasks.ioi import TEMPLATES, ioi
 from tests.tasks.test_prompts import tokenizer
 
 STAGES = (
@@ -80,6 +80,46 @@ def test_circuits_are_kept_and_compared(model, words, tmp_path):
     table.save(tmp_path / "heads.json")
     with pytest.raises(RegardError, match="a list of heads and no circuit"):
         Circuit.load(tmp_path / "heads.json")
+
+
+def test_overlap_at_several_sizes_and_stability(model, words, tmp_path):
+    first, second = (discover_circuit(model, ioi(words, 8, seed=s), STAGES[:2], exact=False) for s in (0, 1))
+    table = first.overlaps(second, (0.1, 0.5))
+    assert table["share"] == [0.1, 0.5]
+    for row in table.rows():
+        plain, sizes = first.overlap(second, share=row["share"]), row["first"] + row["second"]
+        assert (row["shared"], row["jaccard"], row["p"]) == (plain.shared, plain.jaccard, plain.p_value)
+        assert row["expected"] == pytest.approx(row["first"] * row["second"] / 12)
+        assert row["chance"] == pytest.approx(row["expected"] / (sizes - row["expected"]))
+    assert set(first.stability) == {"movers", "inhibition"} and -1 <= first.stability["movers"] <= 1
+    first.save(tmp_path / "circuit.json")
+    assert Circuit.load(tmp_path / "circuit.json").stability == first.stability
+    assert first.effects.about["freeze_mlps"]
+    one = discover_circuit(model, ioi(words, 1), STAGES[:1])
+    assert np.isnan(one.stability["movers"])
+
+
+def test_a_search_that_was_stopped_goes_on(model, words, tmp_path):
+    prompts = ioi(words, 4, templates=TEMPLATES[:1])
+    asked = []
+    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: asked.append(1))
+
+    class Impatient(type(prompts)):
+        def score(self, logits):
+            if len(asked) > 12:
+                raise KeyboardInterrupt
+            return super().score(logits)
+
+    whole = discover_circuit(model, prompts, STAGES[:2])
+    took, few = len(asked), Impatient(prompts.task, prompts.pairs)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        discover_circuit(model, few, STAGES[:2], save=tmp_path / "kept.json")
+    asked.clear()
+    again = discover_circuit(model, prompts, STAGES[:2], save=tmp_path / "kept.json")
+    handle.remove()
+    assert len(asked) < took
+    np.testing.assert_allclose(again.effects["inhibition"], whole.effects["inhibition"], rtol=1e-4, atol=1e-6)
 
 
 def test_where_heads_look_and_what_they_write(model, words):

@@ -13,8 +13,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from regard.errors import NoSuchSite, RegardError, ShapeMismatch
-from regard.runtime.paths import path_patch
+from regard.errors import NoSuchSite, RegardError, ShapeMismatch, UnsupportedModel
+from regard.runtime.paths import halves_agree, path_patch
 
 HEADS, LAYERS, LENGTH = 4, 3, 7
 
@@ -122,12 +122,21 @@ def by_definition(model, clean, corrupt, sender, position, freeze):
     return metric(recorder.run(clean)[0]) - metric(base)
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-@pytest.mark.parametrize("family", [llama, gpt2, neox])
-def test_effects_on_the_logits(family, freeze):
+@pytest.mark.parametrize(
+    ("family", "freeze", "rows"),
+    [
+        (llama, False, 6),
+        (llama, True, 1),
+        (gpt2, False, 6),
+        (gpt2, True, 6),
+        (neox, False, 1),
+        (neox, True, 6),
+    ],
+)
+def test_effects_on_the_logits(family, freeze, rows):
     model, clean, corrupt = made(family)
     found = path_patch(
-        model, {"input_ids": clean}, {"input_ids": corrupt}, metric, freeze_mlps=freeze, mlps=True, rows=6
+        model, {"input_ids": clean}, {"input_ids": corrupt}, metric, freeze_mlps=freeze, mlps=True, rows=rows
     )
     for row, sender in enumerate((i, h) for i in range(LAYERS) for h in range(HEADS)):
         expected = by_definition(made(family)[0], clean, corrupt, sender, -1, freeze)
@@ -237,3 +246,90 @@ def test_bad_input(changed, error, said):
     scored = options.pop("metric", metric)
     with pytest.raises(error, match=re.escape(said)):
         path_patch(model, {"input_ids": clean}, other, scored, **options)
+
+
+@pytest.mark.parametrize("family", [llama, gpt2, neox])
+def test_the_closed_form_is_the_run_with_mlps_held(family):
+    model, clean, corrupt = made(family)
+    sides = {"input_ids": clean}, {"input_ids": corrupt}
+    ran = path_patch(model, *sides, metric, freeze_mlps=True, mlps=True)
+    for tokens in (None, torch.tensor([4, 9])):
+        found = path_patch(model, *sides, metric, exact=False, mlps=True, tokens=tokens)
+        torch.testing.assert_close(found.each, ran.each, rtol=1e-4, atol=1e-5)
+        assert found.mlps == pytest.approx(ran.mlps, rel=1e-4, abs=1e-5)
+    through = {"receivers": [(1, 1), (2, 3)], "component": "value", "position": 4}
+    ran = path_patch(model, *sides, metric, freeze_mlps=True, mlps=True, **through)
+    found = path_patch(model, *sides, metric, exact=False, mlps=True, **through)
+    torch.testing.assert_close(found.each, ran.each, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert float(found.each[:8].abs().max()) > 1e-4 and found.each[8:].isnan().all()
+
+
+def test_where_there_is_no_closed_form():
+    model, clean, corrupt = made(llama)
+    sides = {"input_ids": clean}, {"input_ids": corrupt}
+    for block in model.model.layers:
+        block.self_attn.register_forward_hook(lambda _, x, out: (2 * out[0], *out[1:]))
+    with pytest.raises(UnsupportedModel, match="no closed form; use exact=True"):
+        path_patch(model, *sides, metric, exact=False)
+    with pytest.raises(UnsupportedModel, match="no closed form"):
+        path_patch(model, *sides, metric, exact=False, receivers=[(2, 1)])
+    model = made(llama)[0]
+    model.model.norm = torch.nn.Identity().eval()
+    with pytest.raises(UnsupportedModel, match="has no final norm that regard can find"):
+        path_patch(model, *sides, metric, exact=False)
+
+
+def test_holding_queries_keys_and_values_is_holding_heads():
+    """As Wang et al.'s code does it: all q, k, v of the clean run, at all positions."""
+    model, clean, corrupt = made(llama)
+    found = path_patch(model, {"input_ids": clean}, {"input_ids": corrupt}, metric)
+    recorder = Recorder(model)
+    base, _, _ = recorder.run(clean)
+    _, other_z, _ = recorder.run(corrupt)
+    kept = {}
+    modules = [m for n, m in model.named_modules() if n.endswith(("q_proj", "k_proj", "v_proj"))]
+    handles = [m.register_forward_hook(lambda m, x, out: kept.__setitem__(m, out.clone())) for m in modules]
+    recorder.run(clean)
+    [handle.remove() for handle in handles]
+    [m.register_forward_hook(lambda m, x, out: kept[m]) for m in modules]
+    for row, (layer, head) in enumerate((i, h) for i in range(LAYERS) for h in range(HEADS)):
+
+        def put(x, layer=layer, head=head):
+            x = x.clone()
+            x[:, -1, head * 8 : head * 8 + 8] = other_z[layer][:, -1, head * 8 : head * 8 + 8]
+            return x
+
+        recorder.put_z = {layer: put}
+        expected = metric(recorder.run(clean)[0]) - metric(base)
+        torch.testing.assert_close(found.each[row].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_that_was_stopped_goes_on(tmp_path):
+    model, clean, corrupt = made(llama)
+    sides, path = ({"input_ids": clean}, {"input_ids": corrupt}), tmp_path / "kept.json"
+    options = {"receivers": [(2, 1)], "rows": 3}
+    whole, asked = path_patch(model, *sides, metric, **options), []
+
+    def stopping(logits):
+        asked.append(len(logits))
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return metric(logits)
+
+    with pytest.raises(KeyboardInterrupt):
+        path_patch(model, *sides, stopping, save=path, **options)
+    again = path_patch(model, *sides, stopping, save=path, **options)
+    assert len(asked) == 6 + 2 + 2 * HEADS - (6 - 1 - 2)
+    torch.testing.assert_close(again.each, whole.each, equal_nan=True, rtol=1e-5, atol=1e-6)
+    other = path_patch(model, *sides, metric, receivers=[(1, 1)], save=path)
+    assert not torch.equal(other.each[:4], whole.each[:4])
+    assert whole.stability == pytest.approx(halves_agree(whole.each)) and -1 <= whole.stability <= 1
+
+
+def test_how_far_two_halves_of_prompts_agree():
+    torch.manual_seed(0)
+    signal, noise = torch.randn(50, 1), torch.randn(50, 20)
+    assert halves_agree(signal + 0.1 * noise) > 0.9 > 0.4 > abs(halves_agree(noise))
+    holes = torch.cat([signal + 0.1 * noise, torch.full((3, 20), torch.nan)])
+    assert halves_agree(holes) == halves_agree(signal + 0.1 * noise)
+    assert halves_agree(signal) != halves_agree(signal)

@@ -6,7 +6,7 @@
 
 The share is of all heads, so a stage always names some; `Circuit.heads(stage, least=...)` leaves out those
 whose effect is small. Effects are over the whole change from clean to corrupt: 1 is as much as the corrupt
-prompt does.
+prompt does. How far two disjoint halves of the prompts rank the heads alike comes with every circuit.
 
 Sources: Wang et al., 2023, arXiv 2211.00593 (the stages of indirect objects); Merullo et al., 2024, arXiv
 2310.08744 (2 % a stage, overlap of circuits). Status: partly our choice (the stages of other tasks).
@@ -27,10 +27,12 @@ from regard.errors import RegardError
 from regard.runtime.head_statistics import Overlap, overlap
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.path_stages import Component
-from regard.runtime.paths import PathEffects, path_patch
+from regard.runtime.paths import PathEffects, halves_agree, path_patch
+from regard.runtime.table import Table, finite
 from regard.tasks.prompts import PromptPair, Prompts
 
 SHARE = 0.02
+SHARES = (0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ class Circuit:
         """The names of the stages, from the logits backwards."""
         return tuple(self.effects.columns)
 
+    @property
+    def stability(self) -> Mapping[str, float]:
+        """Stage -> rank correlation of the heads' effects between two disjoint halves of the prompts.
+
+        The receivers are those that all prompts together gave. NaN for a single prompt.
+        """
+        kept: Mapping[str, float | None] = self.effects.about.get("stability", {})
+        return {name: math.nan if x is None else x for name, x in kept.items()}
+
     def heads(self, stage: str | None = None, *, least: float = 0.0) -> list[Head]:
         """Return the heads of a stage, the largest |effect| first, or of all stages together.
 
@@ -113,6 +124,30 @@ class Circuit:
         first, second = (c if share is None else replace(c, share=share) for c in (self, other))
         return overlap(first.heads(least=least), second.heads(least=least), len(self.effects))
 
+    def overlaps(self, other: Circuit, shares: Sequence[float] = SHARES) -> Table:
+        """Compare two circuits of one model at several sizes, beside what chance gives.
+
+        Args:
+            shares: of all heads that each stage keeps.
+
+        Returns:
+            Columns `share`; `first` and `second`, heads of either; `shared`; `expected`, heads that random
+            sets of these sizes share; `jaccard`, shared of the union, `chance`, the same of `expected`; and
+            `p`, how often random sets share as many.
+        """
+        rows = []
+        for share in shares:
+            found = self.overlap(other, share=share)
+            union = found.first + found.second - found.expected
+            rows.append(
+                {
+                    "share": share, "first": found.first, "second": found.second, "shared": found.shared,
+                    "expected": found.expected, "jaccard": found.jaccard, "chance": found.expected / union,
+                    "p": found.p_value,
+                }
+            )  # fmt: skip
+        return Table({name: [row[name] for row in rows] for name in rows[0]})
+
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
         about = {**self.effects.about, "task": self.task, "share": self.share}
@@ -140,8 +175,10 @@ def discover_circuit(
     *,
     share: float = SHARE,
     freeze_mlps: bool = False,
+    exact: bool = True,
     rows: int = 512,
     progress: bool = True,
+    save: str | Path | None = None,
 ) -> Circuit:
     """Find the heads that act on the answer of a task, stage by stage, by path patching.
 
@@ -150,7 +187,8 @@ def discover_circuit(
         prompts: of a task, such as `ioi(tokenizer, 32)`.
         stages: what to look for; default those known for the task, or writers and what acts on their queries.
         share: of all heads that each stage keeps, in (0, 1].
-        freeze_mlps, rows, progress: as in `path_patch`.
+        freeze_mlps, exact, rows, progress: as in `path_patch`.
+        save: a file that keeps what is finished, so that the search can be stopped and started again.
 
     Raises:
         RegardError: for stages that name none before them, or a share out of range.
@@ -166,12 +204,18 @@ def discover_circuit(
     found: dict[str, HeadTable] = {}
     receivers: dict[str, list[Head]] = {}
     for stage in chosen:
-        table = patch_stage(model, prompts, stage, receivers.get(stage.of or ""), freeze_mlps, rows, progress)
+        table = patch_stage(
+            model, prompts, stage, receivers.get(stage.of or ""), freeze_mlps, rows, progress,
+            exact=exact, save=save,
+        )  # fmt: skip
         found[stage.name] = table
         receivers[stage.name] = Circuit(prompts.task, _column(table, stage.name), share).heads()
     first = found[chosen[0].name]
     columns = {name: table["normalised"] for name, table in found.items()}
-    about = {**first.about, "prompts": len(prompts), "freeze_mlps": freeze_mlps}
+    about = {
+        **first.about, "prompts": len(prompts), "freeze_mlps": freeze_mlps or not exact,
+        "stability": {name: table.about["stability"] for name, table in found.items()},
+    }  # fmt: skip
     return Circuit(prompts.task, HeadTable(first.sites, first.heads, columns, about), share)
 
 
@@ -181,25 +225,27 @@ def _column(table: HeadTable, name: str) -> HeadTable:
 
 def patch_stage(
     model: nn.Module, prompts: Prompts, stage: Stage, receivers: Sequence[Head] | None, freeze_mlps: bool,
-    rows: int, progress: bool, senders: Sequence[Head] | None = None,
+    rows: int, progress: bool, senders: Sequence[Head] | None = None, *, exact: bool = True,
+    save: str | Path | None = None,
 ) -> HeadTable:  # fmt: skip
     """Patch all prompts, those of one length and place together, and join what was found.
 
     Args:
         receivers: of this stage; None for the logits.
         senders: the heads that are patched; default all.
-        freeze_mlps, rows, progress: as in `path_patch`.
+        freeze_mlps, rows, progress, exact, save: as in `path_patch`.
 
     Returns:
         Columns `effect`, the mean change, and `normalised` by the whole change from clean to corrupt.
     """
+    tokens = prompts.answers() if prompts.metric == "logit" else None
     parts = []
     for part, position in _grouped(prompts, stage.place):
         parts.append(
             path_patch(
                 model, {"input_ids": part.ids()}, {"input_ids": part.ids("corrupt")}, part.score,
                 receivers=receivers, senders=senders, component=stage.component, position=position,
-                freeze_mlps=freeze_mlps, rows=rows, progress=progress,
+                freeze_mlps=freeze_mlps, rows=rows, progress=progress, exact=exact, tokens=tokens, save=save,
             )
         )  # fmt: skip
     return _joined(parts)
@@ -211,7 +257,8 @@ def _joined(parts: list[PathEffects]) -> HeadTable:
     gap = sum((p.corrupt - p.clean) * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
     first = parts[0].heads
     columns = {"effect": each.mean(1).numpy(), "normalised": (each.mean(1) / gap).numpy()}
-    return HeadTable(first.sites, first.heads, columns, {"main": first.about["main"]})
+    about = {"main": first.about["main"], "stability": finite(halves_agree(each))}
+    return HeadTable(first.sites, first.heads, columns, about)
 
 
 def _grouped(prompts: Prompts, place: str) -> list[tuple[Prompts, int]]:
