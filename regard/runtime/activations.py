@@ -36,7 +36,8 @@ from regard.runtime.activation_parts import STREAM, GivenNodes, Node, Source
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.head_table import HeadTable
 from regard.runtime.prefix import prefix_cache
-from regard.runtime.replay import Replay, _bar
+from regard.runtime.progress import bar
+from regard.runtime.replay import Replay
 from regard.runtime.resumable import Resumable
 from regard.runtime.sides import Scored, after_prefix, aligned_sides, last_logits_of, require_change, scored
 from regard.runtime.site import Site
@@ -142,7 +143,7 @@ def activation_patch(
         "clean": sides[0].tolist(), "corrupt": sides[1].tolist(), "positions": chosen,
     }  # fmt: skip
     total = len(nodes) * len(chosen) + len(together)
-    with Resumable(save, asked, torch.stack(scores)) as kept, _bar(progress, total) as advance:
+    with Resumable(save, asked, torch.stack(scores)) as kept, bar("Patching", total, progress) as advance:
         by_place = {p: runner.changes(nodes, [p], kept, advance) for p in chosen if nodes}
         at_once = runner.changes(together, chosen, kept, advance) if together else {}
     gap = float((scores[other] - scores[base]).mean())
