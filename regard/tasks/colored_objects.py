@@ -60,9 +60,11 @@ def colored_objects(tokenizer: Any, count: int = 32, *, seed: int = 0) -> Prompt
         asked = chosen[ASKED + place]
         clean, corrupt = (front + question.format(asked=each) for each in (asked, chosen[ASKED + other]))
         wrong = tuple(colours[c] for i, c in enumerate(shown) if i != place)
+        others = [i for i in range(ASKED) if i != place]
         places = {
             "colour": len(front) + ends[place][0],
             "object": len(front) + ends[place][1],
+            **{f"wrong {n}": len(front) + ends[i][0] for n, i in enumerate(others, 1)},
             "asked": len(clean) - len("?\nA:"),
             "END": len(clean),
         }
