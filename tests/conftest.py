@@ -12,6 +12,8 @@ import torch
 from tests.support.outcomes import (  # noqa: F401  (hooks and a fixture)
     outcomes_of,
     pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_configure_node,
     pytest_runtest_logreport,
     pytest_sessionfinish,
 )
@@ -44,8 +46,9 @@ def seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():
-    """Use the threads that OMP_NUM_THREADS allows, or two."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    """Use the threads that OMP_NUM_THREADS allows, or two; one where tests run side by side."""
+    beside = "PYTEST_XDIST_WORKER" in os.environ
+    torch.set_num_threads(1 if beside else int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

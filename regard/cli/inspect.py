@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 
 from regard.cli import given
@@ -11,6 +12,8 @@ from regard.errors import RegardError
 from regard.weights.quiet import busy
 
 LARGEST_IMAGE = 2048
+OWN_INPUT = {"circuits": "regard.cli.circuit_looking"}
+"""Lenses that look at prompts of their own making, and the module whose `run(options)` does it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--heads", metavar="17.5,18.6", help="LAYER.HEAD pairs that --lens patterns keeps (default: all)"
     )
+    parser.add_argument("--task", metavar="NAME", help="whose circuit --lens circuits finds, such as ioi")
+    parser.add_argument(
+        "--prompts", metavar="N", type=int, help="how many prompts a lens with a task of its own makes"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="of those prompts (default: 0)")
     parser.add_argument("--json", metavar="FILE|-", help="write all numbers as JSON")
     parser.add_argument("--csv", metavar="FILE|-", help="write one line a head as CSV")
     parser.add_argument(
@@ -53,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Look at a model; print what was found, and write it where that is asked for."""
+    own = [name for name in options.lens or () if name in OWN_INPUT]
+    if own:
+        return _own_input(options, own[0])
+    for name in ("task", "prompts", "seed"):
+        if getattr(options, name) is not None:
+            raise RegardError(f"--{name} is for --lens {' or '.join(OWN_INPUT)}; give that with it.")
     if options.image:
         return _images(options)
     if options.image_size is not None:
@@ -82,6 +96,20 @@ def run(options: argparse.Namespace) -> int:
     if given.STANDARD not in (json_path, csv_path):
         shown.print_look(look, main, probe, all_maps=named, report=report)
     return 0
+
+
+def _own_input(options: argparse.Namespace, lens: str) -> int:
+    """Look at prompts that a lens makes itself."""
+    if len(options.lens) > 1:
+        raise RegardError(f"--lens {lens} makes prompts of its own; give it alone.")
+    for name in ("text", "image", "image_size", "layers", "heads"):
+        if getattr(options, name) is not None:
+            raise RegardError(
+                f"--lens {lens} makes prompts of its own; leave out --{name.replace('_', '-')}."
+            )
+    with busy("Starting"):
+        module = importlib.import_module(OWN_INPUT[lens])
+    return int(module.run(options))
 
 
 def _images(options: argparse.Namespace) -> int:
@@ -119,7 +147,7 @@ def _check_not_a_model(name: str) -> None:
     """Refuse a model that stands after `--lens`, which takes it for one more name."""
     from regard.lens import LENSES
 
-    if name not in LENSES and ("/" in name or name.endswith(".gguf") or Path(name).is_dir()):
+    if name not in {*LENSES, *OWN_INPUT} and ("/" in name or name.endswith(".gguf") or Path(name).is_dir()):
         raise RegardError(f"--lens takes {name!r} for a lens; give MODEL before it.")
 
 

@@ -1,9 +1,15 @@
-"""Which tests of a session passed, failed or were skipped, file by file; its hooks are those of a plugin."""
+"""Which tests of a session passed, failed or were skipped, file by file; its hooks are those of a plugin.
+
+Where the session is spread over workers (pytest-xdist), each writes down what it ran, and one that judges
+waits for those files that it judges: tests that judge are the last of all, so nothing waits behind them.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +19,25 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 DUMP = "REGARD_TEST_OUTCOMES"
 LIMIT = 600
-collected: set[str] = set()
+collected: Counter = Counter()
 outcomes: dict[str, Counter] = {}
+workers: Path | None = None
+worker = ""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Give the workers of a session one folder, which goes when the session ends."""
+    if not hasattr(node.config, "outcomes_of_workers"):
+        node.config.outcomes_of_workers = tempfile.TemporaryDirectory()
+    node.workerinput["outcomes"] = node.config.outcomes_of_workers.name
+
+
+def pytest_configure(config):
+    global workers, worker
+    given = getattr(config, "workerinput", None)
+    if given is not None:
+        workers, worker = Path(given["outcomes"]), given["workerid"]
 
 
 @pytest.hookimpl(trylast=True)
@@ -28,6 +51,32 @@ def pytest_runtest_logreport(report):
     found = outcomes.setdefault(_file(report.nodeid), Counter())
     if report.failed or report.skipped or report.when == "call":
         found[report.outcome] += 1
+    if report.when == "teardown":
+        found["finished"] += 1
+        if workers is not None:
+            _replace(workers / f"{worker}.json", json.dumps(outcomes))
+
+
+def _replace(path, text):
+    """Write a file that others read, whole at every moment."""
+    path.with_suffix(".new").write_text(text, "utf-8")
+    path.with_suffix(".new").replace(path)
+
+
+def _of_all_workers(files):
+    """Wait until all tests of the files have finished, in whichever worker; return their outcomes."""
+    started = time.monotonic()
+    while True:
+        found = {file: Counter() for file in files}
+        for path in workers.glob("*.json"):
+            for file, counts in json.loads(path.read_text("utf-8")).items():
+                if file in found:
+                    found[file].update(counts)
+        late = [file for file in files if found[file]["finished"] < collected[file]]
+        if not late:
+            return found
+        assert time.monotonic() - started < LIMIT, f"{late[0]} has not finished in {LIMIT} s"
+        time.sleep(0.2)
 
 
 def pytest_sessionfinish():
@@ -44,10 +93,12 @@ def outcomes_of(pytestconfig, tmp_path_factory):
     """
 
     def look(files):
-        missing = [file for file in files if file not in collected]
+        missing = [file for file in files if file not in {*collected, *outcomes}]
         if missing:
             outcomes.update(run_files(missing, pytestconfig.rootpath, tmp_path_factory.mktemp("outcomes")))
-            collected.update(missing)
+        if workers is not None:
+            here = [file for file in files if file in collected]
+            return {**{file: outcomes.get(file, Counter()) for file in files}, **_of_all_workers(here)}
         return {file: outcomes.get(file, Counter()) for file in files}
 
     return look

@@ -4,9 +4,10 @@
     stage n   senders whose path to the queries, keys or values of an earlier stage's heads matters
     kept      of each stage the share of all heads with the largest |effect|, 2 % by default
 
-The share is of all heads, so a stage always names some; `Circuit.heads(stage, least=...)` leaves out those
-whose effect is small. Effects are over the whole change from clean to corrupt: 1 is as much as the corrupt
-prompt does. How far two disjoint halves of the prompts rank the heads alike comes with every circuit.
+The share is of all heads, so a stage names some wherever any head comes before its receivers;
+`Circuit.heads(stage, least=...)` leaves out those whose effect is small. Effects are over the whole change
+from clean to corrupt: 1 is as much as the corrupt prompt does. How far two disjoint halves of the prompts
+rank the heads alike comes with every circuit.
 
 Sources: Wang et al., 2023, arXiv 2211.00593 (the stages of indirect objects); Merullo et al., 2024, arXiv
 2310.08744 (2 % a stage, overlap of circuits). Status: partly our choice (the stages of other tasks).
@@ -204,10 +205,13 @@ def discover_circuit(
     found: dict[str, HeadTable] = {}
     receivers: dict[str, list[Head]] = {}
     for stage in chosen:
-        table = patch_stage(
-            model, prompts, stage, receivers.get(stage.of or ""), freeze_mlps, rows, progress,
-            exact=exact, save=save,
-        )  # fmt: skip
+        to = None if stage.of is None else receivers[stage.of]
+        if to == []:
+            table = _nothing(found[chosen[0].name])
+        else:
+            table = patch_stage(
+                model, prompts, stage, to, freeze_mlps, rows, progress, exact=exact, save=save
+            )
         found[stage.name] = table
         receivers[stage.name] = Circuit(prompts.task, _column(table, stage.name), share).heads()
     first = found[chosen[0].name]
@@ -217,6 +221,11 @@ def discover_circuit(
         "stability": {name: table.about["stability"] for name, table in found.items()},
     }  # fmt: skip
     return Circuit(prompts.task, HeadTable(first.sites, first.heads, columns, about), share)
+
+
+def _nothing(table: HeadTable) -> HeadTable:
+    """The effects at a stage that has no receivers, for no head came before those of the stage before."""
+    return replace(table, columns={name: np.full(len(table), np.nan) for name in table.columns})
 
 
 def _column(table: HeadTable, name: str) -> HeadTable:
@@ -254,10 +263,12 @@ def patch_stage(
 def _joined(parts: list[PathEffects]) -> HeadTable:
     each = torch.cat([part.each for part in parts], 1).double()
     sizes = [part.each.shape[1] for part in parts]
-    gap = sum((p.corrupt - p.clean) * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
-    first = parts[0].heads
-    columns = {"effect": each.mean(1).numpy(), "normalised": (each.mean(1) / gap).numpy()}
-    about = {"main": first.about["main"], "stability": finite(halves_agree(each))}
+    sides = [[part.clean for part in parts], [part.corrupt for part in parts]]
+    clean, corrupt = (float(np.average(side, weights=sizes)) for side in sides)
+    first, mean = parts[0].heads, each.mean(1)
+    columns = {"effect": mean.numpy(), "normalised": (mean / (corrupt - clean)).numpy()}
+    stability = finite(halves_agree(each))
+    about = {"main": first.about["main"], "clean": clean, "corrupt": corrupt, "stability": stability}
     return HeadTable(first.sites, first.heads, columns, about)
 
 
