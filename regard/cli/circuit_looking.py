@@ -10,22 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from regard import __version__
 from regard.cli import circuit_shown, fit, given
 from regard.cli.command import say
 from regard.cli.looking import RECORDER, Look
 from regard.errors import RegardError, UnsupportedModel
 from regard.lens.circuits import Circuit, Edge, circuit_edges, discover_circuit, label_heads, roles_of
-from regard.lens.circuits.panels import LEAST, circuit_findings, circuit_panels
+from regard.lens.circuits.panels import LEAST, circuit_findings, circuit_panels, patched_panels
 from regard.report import Recorder, Report, Section
+from regard.runtime.activations import KINDS, ActivationEffects, activation_patch
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.table import Table, finite, write_text
 from regard.tasks.paired import PAIRED, paired_task
-from regard.tasks.prompts import Prompts
+from regard.tasks.prompts import PromptPair, Prompts
 from regard.weights import Source
 from regard.weights.quiet import busy
 
-PROMPTS, MOST = 32, 512
+PROMPTS, MOST = 16, 512
 METRICS = {
     "logit": "the right answer's logit above the wrong one's is",
     "probability": "the right answers' probability above the wrong ones' is",
@@ -42,6 +45,8 @@ class Found:
         labels: where each head looks and what it writes; of `ioi`, else None.
         roles: role -> heads; empty without labels.
         edges: between the heads of the circuit.
+        shown: the prompt whose answer changes most, of the largest part of one length.
+        patched: activations of that prompt, by layer and token.
     """
 
     prompts: Prompts
@@ -49,6 +54,8 @@ class Found:
     labels: HeadTable | None
     roles: dict[str, list[Head]]
     edges: list[Edge]
+    shown: PromptPair
+    patched: ActivationEffects
 
     @property
     def said(self) -> str:
@@ -75,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         prompts = task(source.tokenizer, count, seed=seed)
         prompts.require_aligned()
     first = prompts.pairs[0].clean
-    look = Look.of(options.model, first, "the first prompt", None, options.dtype, options.device)
+    look = Look.of(options.model, first, "a prompt", None, options.dtype, options.device)
     found = find(look, prompts)
     if report is not None:
         with busy(f"Writing {report}"):
@@ -94,18 +101,37 @@ def find(look: Look, prompts: Prompts) -> Found:
     circuit = discover_circuit(look.model, prompts)
     edges = circuit_edges(look.model, prompts, circuit, least=LEAST)
     labels = label_heads(look.model, prompts) if prompts.task == "ioi" else None
-    return Found(prompts, circuit, labels, {} if labels is None else roles_of(labels), edges)
+    roles = {} if labels is None else roles_of(labels)
+    shown = _telling(look, prompts)
+    clean, corrupt = ({"input_ids": ids[None]} for ids in (shown.clean_ids, shown.corrupt_ids))
+    alone = dataclasses.replace(prompts, pairs=(shown,))
+    patched = activation_patch(look.model, clean, corrupt, alone.score, kinds=KINDS)
+    return Found(prompts, circuit, labels, roles, edges, shown, patched)
+
+
+def _telling(look: Look, prompts: Prompts) -> PromptPair:
+    """The prompt whose metric the corrupt side changes most, of the largest part of one length."""
+    part = prompts.by_length()[0]
+    with torch.no_grad():
+        scores = [
+            part.score(look.model(input_ids=part.ids(side), use_cache=False).logits[:, -1])
+            for side in ("clean", "corrupt")
+        ]
+    return part.pairs[int((scores[0] - scores[1]).abs().argmax())]
 
 
 def write_report(path: Path, look: Look, found: Found) -> None:
     """Write the page: what was found, the maps of heads, the graph, and the patterns on one prompt."""
+    look = dataclasses.replace(look, ids=found.shown.clean_ids[None])
     seen = look.at_text({RECORDER: Recorder(name=RECORDER)}, None, True)
     title = f"On {found.said}"
+    panels = circuit_panels(found.circuit, found.labels, found.edges, roles=found.roles)
+    words = look.tokenizer.convert_ids_to_tokens(found.shown.clean_ids.tolist())
     section = Section(
         title=title, short=found.prompts.task, findings=circuit_findings(found.circuit, found.roles),
-        panels=circuit_panels(found.circuit, found.labels, found.edges), recorded=seen[RECORDER],
+        panels=[*panels, *patched_panels(found.patched, words)], recorded=seen[RECORDER],
     )  # fmt: skip
-    facts = [look.size, title.removeprefix("On "), f"patterns: {found.prompts.pairs[0].clean!r}"]
+    facts = [look.size, title.removeprefix("On "), f"patterns and patched tokens: {found.shown.clean!r}"]
     Report(title=look.name, facts=facts, sections=[section], tokens=look.tokenizer).save(path)
 
 
@@ -126,6 +152,12 @@ def as_json(look: Look, found: Found) -> str:
         "circuit": {stage: circuit.heads(stage) for stage in circuit.stages},
         "roles": found.roles,
         "edges": [dataclasses.asdict(edge) for edge in found.edges],
+        "patched": {
+            "prompt": found.shown.clean,
+            "corrupt": found.shown.corrupt,
+            "direction": found.patched.direction,
+            "layers": {kind: values.tolist() for kind, values in found.patched.layers.items()},
+        },
         "heads": [
             {"site": site, "head": head, **{name: finite(float(x[i])) for name, x in columns.items()}}
             for i, (site, head) in enumerate(circuit.effects.names)
@@ -142,7 +174,7 @@ def as_csv(found: Found) -> str:
 
 
 def _columns(found: Found) -> dict[str, Any]:
-    columns = dict(found.circuit.effects.columns)
+    columns: dict[str, Any] = dict(found.circuit.effects.columns)
     if found.labels is not None:
         rows = [found.labels.at(*head) for head in found.circuit.effects.names]
         columns |= {name: [row.get(name, math.nan) for row in rows] for name in found.labels.columns}

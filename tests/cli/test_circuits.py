@@ -70,7 +70,9 @@ def test_the_page_has_the_graph_and_the_patterns(folder, tmp_path, capsys):
     data = json.loads(re.search(r'id="data"[^>]*>(.*?)</script>', page.read_text(), re.S)[1])
     graph = next(panel for panel in data["panels"] if panel["type"] == "graph")
     assert graph["nodes"][-1]["label"] == "answer" and graph["links"]
-    assert {"circuits", "places"} <= {m["title"] for m in data["maps"]} and data["patterns"]
+    grid = next(panel for panel in data["panels"] if panel["type"] == "map")
+    assert [q["name"] for q in grid["quantities"]] == ["residual", "attention", "mlp"]
+    assert {"circuits", "places", "patched"} <= {m["title"] for m in data["maps"]} and data["patterns"]
 
 
 def test_the_graph_draws_every_edge_that_is_large_enough(folder):

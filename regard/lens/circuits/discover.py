@@ -225,7 +225,8 @@ def discover_circuit(
 
 def _nothing(table: HeadTable) -> HeadTable:
     """The effects at a stage that has no receivers, for no head came before those of the stage before."""
-    return replace(table, columns={name: np.full(len(table), np.nan) for name in table.columns})
+    about = {**table.about, "stability": None}
+    return replace(table, columns={name: np.full(len(table), np.nan) for name in table.columns}, about=about)
 
 
 def _column(table: HeadTable, name: str) -> HeadTable:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from regard.lens.circuits.discover import Circuit
 from regard.lens.circuits.edges import Edge
+from regard.runtime.activations import ActivationEffects
 from regard.runtime.findings import Finding
 from regard.runtime.head_table import Head, HeadTable, split
-from regard.runtime.panels import GraphPanel, Link, Node, Panel, head_map
+from regard.runtime.panels import GraphPanel, Link, MapPanel, Node, Panel, head_map
 
 LENS, ANSWER = "circuits", "answer"
 NAMED = 5
@@ -43,17 +45,25 @@ def circuit_findings(
         )
         more = f" and {len(heads) - NAMED} more" if len(heads) > NAMED else ""
         none = f"no head does as much as {least:.0%} of the corrupt prompts' change"
-        found.append(Finding(f"{stage.capitalize()}: {named + more if heads else none}.", tuple(heads), LENS))
+        alike = circuit.effects.about.get("stability", {}).get(stage)
+        said = f"{stage.capitalize()}: {named + more if heads else none}"
+        if alike is not None:
+            said += f"; two halves of the prompts rank all heads with correlation {alike:.2f}"
+        found.append(Finding(f"{said}.", tuple(heads), LENS))
     members = set(circuit.heads(least=least))
-    for role, heads in roles.items():
-        inside = [head for head in heads if head in members]
+    for role, having in roles.items():
+        inside = [head for head in having if head in members]
         if inside:
             named = ", ".join(map(short_name, inside))
-            said = f"By where it looks and what it writes, {named} is a {role} head."
+            said = f"By where it looks and what it writes, {named} is {_article(role)} {role} head."
             if len(inside) > 1:
                 said = f"By where they look and what they write, {named} are {role} heads."
             found.append(Finding(said, tuple(inside), LENS))
     return found
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def circuit_panels(
@@ -61,6 +71,7 @@ def circuit_panels(
     labels: HeadTable | None = None,
     edges: Sequence[Edge] = (),
     *,
+    roles: Mapping[str, Sequence[Head]] | None = None,
     least: float = LEAST,
 ) -> list[Panel]:
     """Return the maps of effects and of places looked at, and the graph where there are edges.
@@ -68,6 +79,7 @@ def circuit_panels(
     Args:
         labels: from `label_heads`.
         edges: from `circuit_edges`.
+        roles: from `roles_of`, written on the heads of the graph.
         least: smallest |effect| of an edge that is drawn.
     """
     about = {
@@ -75,18 +87,43 @@ def circuit_panels(
         "definition": "effect of the path from a head to the stage before, over the whole change from clean "
         "to corrupt prompts: 1 is as bad as the corrupt prompt",
     }
-    panels: list[Panel] = [head_map(HeadTable(*_rows(circuit.effects), circuit.effects.columns, about))]
+    panels: list[Panel] = [head_map(replace(circuit.effects, about=about))]
     if labels is not None:
-        panels.append(head_map(HeadTable(*_rows(labels), labels.columns, {**labels.about, "lens": "places"})))
+        panels.append(head_map(replace(labels, about={**labels.about, "lens": "places"})))
     drawn = [edge for edge in edges if abs(edge.effect) >= least]
-    return [_graph(circuit, drawn), *panels] if drawn else panels
+    return [_graph(circuit, drawn, roles or {}), *panels] if drawn else panels
 
 
-def _rows(table: HeadTable) -> tuple[tuple[str, ...], object]:
-    return table.sites, table.heads
+def patched_panels(patched: ActivationEffects, tokens: Sequence[str]) -> list[Panel]:
+    """Return the map of layers by tokens, and that of heads.
+
+    Args:
+        patched: from `activation_patch`.
+        tokens: words of its positions.
+    """
+    note = (
+        "how much of the answer comes back where one thing of the clean prompt is put into the corrupt one: "
+        "1 is all of it"
+    )
+    layers = [str(split(site)[1]) for site in patched.sites]
+    panels: list[Panel] = [
+        MapPanel(
+            title="Patched by layer and token",
+            rows=layers,
+            columns=list(tokens),
+            values=patched.layers,
+            note=note,
+        )
+    ]
+    if patched.heads is not None:
+        about = {**patched.heads.about, "lens": "patched", "definition": note}
+        panels.append(
+            head_map(replace(patched.heads, columns={"effect": patched.heads["effect"]}, about=about))
+        )
+    return panels
 
 
-def _graph(circuit: Circuit, edges: Sequence[Edge]) -> GraphPanel:
+def _graph(circuit: Circuit, edges: Sequence[Edge], roles: Mapping[str, Sequence[Head]]) -> GraphPanel:
     """Heads by the stage that first names them, the answer at the right."""
     column = {stage: len(circuit.stages) - 1 - n for n, stage in enumerate(circuit.stages)}
     place: dict[Head, int] = {}
@@ -95,8 +132,9 @@ def _graph(circuit: Circuit, edges: Sequence[Edge]) -> GraphPanel:
     for edge in edges:
         if edge.receiver is not None:
             place.setdefault(edge.receiver, max(place.values()))
+    role = {head: name for name, heads in reversed(list(roles.items())) for head in heads}
     nodes = [
-        Node(short_name(head), at, short_name(head), head)
+        Node(short_name(head), at, f"{short_name(head)} {role.get(head, '')}".strip(), head)
         for head, at in sorted(place.items(), key=lambda item: (item[1], split(item[0][0])[1], item[0][1]))
     ]
     links = [
