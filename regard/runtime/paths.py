@@ -144,44 +144,86 @@ def path_patch(
         >>> movers = [head[:2] for head in effects.heads.top("effect", 3, largest=False)]  # doctest: +SKIP
         >>> path_patch(model, clean, corrupt, prompts.score, receivers=movers)      # doctest: +SKIP
     """
-    sides = aligned_sides(clean, corrupt)
-    length = sides[0].shape[1]
-    at = position % length if -length <= position < length else -1
     root = root_of(model)
     anatomy = anatomy_of(root)
     require_attention(anatomy)
-    sites = [site for site in anatomy.sites if site.kind == anatomy.main]
     received = _receivers(anatomy, receivers, component)
+    sending = None if senders is None else _senders(anatomy, senders)
+    sides = aligned_sides(clean, corrupt)
+    at = _place(position, sides[0].shape[1], received)
+    ready = PathRuns.of(root, sides, metric, at, freeze_mlps or not exact, mlps, rows)
+    return ready.effects(
+        received, sending, mlps=mlps, exact=exact, tokens=tokens, progress=progress, save=save
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PathRuns:
+    """Both sides run once, for any receivers and senders at one position; see `path_patch` for the fields."""
+
+    root: nn.Module
+    anatomy: Anatomy
+    sites: list[Site]
+    sides: Sequence[Tensor]
+    at: int
+    metric: Scored
+    scores: list[Tensor]
+    held: Held
+    freeze_mlps: bool
+    rows: int
+
+    @classmethod
+    def of(
+        cls, root: nn.Module, sides: Sequence[Tensor], metric: Scored, at: int, freeze_mlps: bool,
+        mlps: bool, rows: int,
+    ) -> PathRuns:  # fmt: skip
+        """Run both sides."""
+        anatomy = anatomy_of(root)
+        sites = [site for site in anatomy.sites if site.kind == anatomy.main]
+        scores = [scored(metric, last_logits_of(root, side), len(side)) for side in sides]
+        require_change(scores)
+        held = _held(root, sites, [side[:, : at + 1] for side in sides], freeze_mlps or mlps)
+        return cls(root, anatomy, sites, sides, at, metric, scores, held, freeze_mlps, rows)
+
+    def effects(
+        self, received: Received | None, senders: list[Sender] | None = None, *, mlps: bool = False,
+        exact: bool = True, tokens: Tensor | None = None, progress: bool = True,
+        save: str | Path | None = None,
+    ) -> PathEffects:  # fmt: skip
+        """Patch the paths from senders, all heads by default, to the receivers."""
+        clean = self.sides[0]
+        patcher = Patcher(
+            self.root, self.sites, clean, self.at, self.held, received, self.freeze_mlps, self.metric,
+            self.scores[0], self.rows,
+        )  # fmt: skip
+        if not exact:
+            heads = list(received.heads) if received else ()
+            before = clean[:, : self.at + 1]
+            patcher.close(Streams(self.root, self.anatomy, self.sites, before, self.held, heads), tokens)
+        sending = senders or [(s.alias, h) for s in self.sites for h in range(self.held.heads(s.alias))]
+        sending = sending + ([(site.alias, None) for site in self.sites] if mlps else [])
+        asked = {
+            "search": "paths", "model": type(self.root).__name__,
+            "clean": clean.tolist(), "corrupt": self.sides[1].tolist(),
+            "receivers": received and [received.heads, received.component], "position": self.at,
+            "freeze_mlps": self.freeze_mlps, "exact": exact,
+        }  # fmt: skip
+        with (
+            Resumable(save, asked, torch.stack(self.scores)) as kept,
+            bar("Patching", len(sending), progress) as advance,
+        ):
+            changes = patcher.changes(sending, kept, advance)
+        gap = float((self.scores[1] - self.scores[0]).mean())
+        return _found(sending, changes, self.scores, gap, self.anatomy)
+
+
+def _place(position: int, length: int, received: Received | None) -> int:
+    at = position % length if -length <= position < length else -1
     if at < 0 or (received is None and at != length - 1):
         raise RegardError(
             f"position is {position}; it must be one of the {length} tokens, and the last for the logits."
         )
-    scores = [scored(metric, last_logits_of(root, side), len(side)) for side in sides]
-    gap = require_change(scores)
-    freeze_mlps = freeze_mlps or not exact
-    held = _held(root, sites, [side[:, : at + 1] for side in sides], freeze_mlps or mlps)
-    patcher = Patcher(root, sites, sides[0], at, held, received, freeze_mlps, metric, scores[0], rows)
-    if not exact:
-        streams = Streams(
-            root, anatomy, sites, sides[0][:, : at + 1], held, list(received.heads) if received else ()
-        )
-        patcher.close(streams, tokens)
-    sending: list[Sender] = [(s.alias, h) for s in sites for h in range(held.heads(s.alias))]
-    if senders is not None:
-        sending = _senders(anatomy, senders)
-    sending += [(site.alias, None) for site in sites] if mlps else []
-    asked = {
-        "search": "paths", "model": type(root).__name__,
-        "clean": sides[0].tolist(), "corrupt": sides[1].tolist(),
-        "receivers": received and [received.heads, received.component], "position": at,
-        "freeze_mlps": freeze_mlps, "exact": exact,
-    }  # fmt: skip
-    with (
-        Resumable(save, asked, torch.stack(scores)) as kept,
-        bar("Patching", len(sending), progress) as advance,
-    ):
-        changes = patcher.changes(sending, kept, advance)
-    return _found(sending, changes, scores, gap, anatomy)
+    return at
 
 
 def _senders(anatomy: Anatomy, senders: Sequence[Receiver]) -> list[Sender]:

@@ -20,7 +20,7 @@ PIECES = r"""'s| ?[A-Za-z]+|\d| ?[^\sA-Za-z0-9]+|\n+|\s+(?!\S)|\s+"""
 
 def tokenizer(without=(), numbers="digits"):
     """One token for each word with its space, but for those in `without`, whose first letters are apart."""
-    words = {w for text in _texts() for w in re.findall("[A-Za-z]+", text)} - set(without)
+    words = sorted({w for text in _texts() for w in re.findall("[A-Za-z]+", text)} - set(without))
     marks = ["):", ' """', "\n\n", "   ", "    ", " :", " (", ":\n"]
     ids = [f"{n:02d}" for n in range(100)] if numbers == "pairs" else list("0123456789")
     known = ["<?>", "\n", *(chr(c) for c in range(32, 127)), *marks, *ids, *words, *(f" {w}" for w in words)]

@@ -235,14 +235,13 @@ def _column(table: HeadTable, name: str) -> HeadTable:
 
 def patch_stage(
     model: nn.Module, prompts: Prompts, stage: Stage, receivers: Sequence[Head] | None, freeze_mlps: bool,
-    rows: int, progress: bool, senders: Sequence[Head] | None = None, *, exact: bool = True,
+    rows: int, progress: bool, *, exact: bool = True,
     save: str | Path | None = None,
 ) -> HeadTable:  # fmt: skip
     """Patch all prompts, those of one length and place together, and join what was found.
 
     Args:
         receivers: of this stage; None for the logits.
-        senders: the heads that are patched; default all.
         freeze_mlps, rows, progress, exact, save: as in `path_patch`.
 
     Returns:
@@ -250,18 +249,19 @@ def patch_stage(
     """
     tokens = prompts.answers() if prompts.metric == "logit" else None
     parts = []
-    for part, position in _grouped(prompts, stage.place):
+    for part, position in grouped(prompts, stage.place):
         parts.append(
             path_patch(
                 model, {"input_ids": part.ids()}, {"input_ids": part.ids("corrupt")}, part.score,
-                receivers=receivers, senders=senders, component=stage.component, position=position,
+                receivers=receivers, component=stage.component, position=position,
                 freeze_mlps=freeze_mlps, rows=rows, progress=progress, exact=exact, tokens=tokens, save=save,
             )
         )  # fmt: skip
-    return _joined(parts)
+    return joined(parts)
 
 
-def _joined(parts: list[PathEffects]) -> HeadTable:
+def joined(parts: list[PathEffects]) -> HeadTable:
+    """Return the effects of several parts of the prompts as those of all of them."""
     each = torch.cat([part.each for part in parts], 1).double()
     sizes = [part.each.shape[1] for part in parts]
     sides = [[part.clean for part in parts], [part.corrupt for part in parts]]
@@ -273,7 +273,8 @@ def _joined(parts: list[PathEffects]) -> HeadTable:
     return HeadTable(first.sites, first.heads, columns, about)
 
 
-def _grouped(prompts: Prompts, place: str) -> list[tuple[Prompts, int]]:
+def grouped(prompts: Prompts, place: str) -> list[tuple[Prompts, int]]:
+    """Return the prompts parted by length and by the position of a place, with that position."""
     places: Tensor = prompts.places(place)
     parts: dict[tuple[int, int], list[PromptPair]] = {}
     for pair, position in zip(prompts.pairs, places.tolist(), strict=True):

@@ -10,17 +10,19 @@ Source: Wang et al., 2023, arXiv 2211.00593, section 3.1. Status: partly our cho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from regard.errors import RegardError
-from regard.lens.circuits.discover import GENERAL, STAGES, Circuit, Stage, patch_stage
-from regard.runtime.head_table import Head
+from regard.lens.circuits.discover import GENERAL, STAGES, Circuit, Stage, grouped, joined
+from regard.runtime.anatomy import root_of
+from regard.runtime.head_table import Head, split
+from regard.runtime.path_stages import Received
+from regard.runtime.paths import PathEffects, PathRuns
+from regard.runtime.progress import bar
 from regard.tasks.prompts import Prompts
-
-LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -79,42 +81,51 @@ def circuit_edges(
             f"{', '.join(s.name for s in chosen)} were given."
         )
     prompts.require_aligned()
-    finder = _Finder(model, prompts, circuit, least, freeze_mlps, rows, progress)
-    return [edge for stage in chosen for edge in finder.edges(stage)]
+    finder = _Finder(model, prompts, circuit, least, freeze_mlps, rows)
+    found = []
+    between = sum(stage.of is not None for stage in chosen)
+    with bar("Measuring edges", between * len(prompts), progress) as advance:
+        for stage in chosen:
+            found += _to_logits(circuit, stage, least) if stage.of is None else finder.edges(stage, advance)
+    return found
+
+
+def _to_logits(circuit: Circuit, stage: Stage, least: float) -> list[Edge]:
+    heads = circuit.heads(stage.name, least=least)
+    return [Edge(stage.name, head, None, None, circuit.effects.at(*head)[stage.name]) for head in heads]
 
 
 @dataclass(frozen=True)
 class _Finder:
+    """Runs each part of the prompts once for all receivers of a stage."""
+
     model: nn.Module
     prompts: Prompts
     circuit: Circuit
     least: float
     freeze_mlps: bool
     rows: int
-    progress: bool
-    known: dict[str, list[Head]] = field(default_factory=dict)
 
-    def edges(self, stage: Stage) -> list[Edge]:
+    def edges(self, stage: Stage, advance: Callable[[int], None]) -> list[Edge]:
+        assert stage.of is not None
         senders = self.circuit.heads(stage.name, least=self.least)
-        self.known[stage.name] = senders
-        if stage.of is None:
-            found = [(head, self.circuit.effects.at(*head)[stage.name]) for head in senders]
-            return [Edge(stage.name, head, None, None, effect) for head, effect in found]
-        return [edge for head in self.known[stage.of] for edge in self._to(stage, head, senders)]
-
-    def _to(self, stage: Stage, receiver: Head, senders: list[Head]) -> list[Edge]:
-        layer = _layer(receiver)
-        before = [head for head in senders if _layer(head) < layer]
-        if not before:
-            return []
-        table = patch_stage(
-            self.model, self.prompts, stage, [receiver], self.freeze_mlps, self.rows, self.progress, before
-        )
+        before = {
+            receiver: [head for head in senders if split(head[0])[1] < split(receiver[0])[1]]
+            for receiver in self.circuit.heads(stage.of, least=self.least)
+        }
+        parts: dict[Head, list[PathEffects]] = {receiver: [] for receiver, some in before.items() if some}
+        for part, position in grouped(self.prompts, stage.place):
+            runs = PathRuns.of(
+                root_of(self.model), [part.ids(), part.ids("corrupt")], part.score, position,
+                self.freeze_mlps, False, self.rows,
+            )  # fmt: skip
+            for receiver in parts:
+                received = Received({receiver[0]: [receiver[1]]}, stage.component)
+                parts[receiver].append(runs.effects(received, list(before[receiver]), progress=False))
+            advance(len(part))
+        tables = {receiver: joined(found) for receiver, found in parts.items()}
         return [
             Edge(stage.name, head, receiver, stage.component, table.at(*head)["normalised"])
-            for head in before
+            for receiver, table in tables.items()
+            for head in before[receiver]
         ]
-
-
-def _layer(head: Head) -> int:
-    return int(head[0].rsplit(".", 1)[1])
