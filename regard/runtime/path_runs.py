@@ -16,6 +16,8 @@ from regard.runtime.resumable import Resumable
 from regard.runtime.sides import Scored, after_prefix, scored
 from regard.runtime.site import Site
 
+FEW = 192
+
 
 class Patcher:
     """Runs the senders, by layer, and scores them."""
@@ -29,6 +31,7 @@ class Patcher:
         self.streams: Streams | None = None
         self.tokens: Tensor | None = None
         self.many = max(1, rows // len(ids))
+        self.few = min(self.many, FEW // len(ids))
         with torch.no_grad():
             output = root(input_ids=ids, use_cache=True)
         prefix = prefix_cache(root, output, at)
@@ -60,28 +63,46 @@ class Patcher:
     def changes(self, senders: list[Sender], kept: Resumable, advance: Callable[[int], None]) -> Tensor:
         """Return the change of the metric, [senders, N]; NaN where no receiver comes after."""
         found = torch.full((len(senders), len(self.clean)), torch.nan)
-        for members in self._batches(senders):
-            known = [kept.get(str(senders[i])) for i in members]
-            if all(x is not None for x in known):
-                found[members] = torch.stack([x for x in known if x is not None])
-            elif self._reaches(senders[members[0]]):
-                scores = self._run([senders[i] for i in members])
-                found[members] = scores.view(len(members), -1) - self.clean
-                for i in members:
-                    kept.put(str(senders[i]), found[i])
+        missing = []
+        for i, sender in enumerate(senders):
+            known = kept.get(str(sender))
+            if known is not None:
+                found[i] = known
+            elif self.numbers[sender[0]] < self.last:
+                missing.append(i)
+        advance(len(senders) - len(missing))
+        for members in self._batches(senders, missing):
+            scores = self._run([senders[i] for i in members])
+            found[members] = scores.view(len(members), -1) - self.clean
+            for i in members:
+                kept.put(str(senders[i]), found[i])
             advance(len(members))
         return found
 
-    def _batches(self, senders: list[Sender]) -> Iterable[list[int]]:
-        by_layer: dict[str, list[int]] = {}
-        for i, (alias, _) in enumerate(senders):
-            by_layer.setdefault(alias, []).append(i)
-        for members in by_layer.values():
+    def _batches(self, senders: list[Sender], missing: list[int]) -> Iterable[list[int]]:
+        """Yield senders that share a run: those of a layer; where they are few rows, those of the next too."""
+        groups: dict[int, list[int]] = {}
+        for i in missing:
+            groups.setdefault(self._group(senders[i]), []).append(i)
+        batch: list[int] = []
+        for _, members in sorted(groups.items()):
+            if batch and (self.streams is not None or len(batch) + len(members) > self.few):
+                yield batch
+                batch = []
             for start in range(0, len(members), self.many):
-                yield members[start : start + self.many]
+                batch += members[start : start + self.many]
+                if len(batch) >= self.many:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
 
-    def _reaches(self, sender: Sender) -> bool:
-        return self.numbers[sender[0]] < self.last
+    def _group(self, sender: Sender) -> int:
+        """The layer of a sender; in closed form, how many layers of receivers do not come after it."""
+        number = self.numbers[sender[0]]
+        if self.streams is None:
+            return number
+        return sum(self.numbers[alias] <= number for alias in self.received.heads) if self.received else 0
 
     def _run(self, senders: list[Sender]) -> Tensor:
         if self.received is None or self.rest is None:
