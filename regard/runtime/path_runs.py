@@ -80,7 +80,7 @@ class Patcher:
         return found
 
     def _batches(self, senders: list[Sender], missing: list[int]) -> Iterable[list[int]]:
-        """Yield senders that share a run: those of a layer; where they are few rows, those of the next too."""
+        """Yield senders that share a run: those of a layer, and where these are few those of the next."""
         groups: dict[int, list[int]] = {}
         for i in missing:
             groups.setdefault(self._group(senders[i]), []).append(i)
