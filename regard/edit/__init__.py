@@ -1,5 +1,6 @@
 """Edits: change attention while a model runs. Those of general use are here."""
 
+from regard.edit.act import ACT
 from regard.edit.registry import EDITS, edit, find_edit
 from regard.runtime.edits import (
     EditWeights,
@@ -17,6 +18,7 @@ edit("force-attention")(ForceAttention)
 edit("score-bias")(ScoreBias)
 
 __all__ = [
+    "ACT",
     "EDITS",
     "EditWeights",
     "ForceAttention",

@@ -1,0 +1,160 @@
+"""ACT against its definition on whole matrices, under padding, in decoding, and in chunks."""
+
+import pytest
+import torch
+
+import regard
+from regard.edit import ACT
+from regard.errors import NoSuchSite, RegardError
+from tests.edit.plain import changed, close, logits
+from tests.support.families import FAMILIES
+
+
+def by_hand(weights, alpha=5.0, threshold=None, beta=0.4, min_rows=1, rows=None):
+    """The equations on one head [T, T], one row at a time; sinks from the first `rows` rows."""
+    size = rows or len(weights)
+    found, sinks = weights.clone(), []
+    for t in range(1, size):
+        mean = float(weights[t:size, t].sum()) / (size - t)
+        if mean > (alpha / size if threshold is None else threshold) and size - t >= min_rows and size >= 3:
+            sinks.append(t)
+    for i in range(1, len(weights)):
+        freed = (1 - beta) * sum(float(weights[i, s]) for s in sinks)
+        rest = sum(float(weights[i, u]) for u in range(len(weights)) if u not in sinks)
+        for t in range(len(weights)):
+            found[i, t] = weights[i, t] * (beta if t in sinks else 1 + freed / rest)
+    return found, sinks
+
+
+def plainly(starts, heads, seen=None, **options):
+    """A change for `tests.edit.plain`: ACT in the heads {layer: [head]}, after `starts` of padding."""
+
+    def change(layer, weights, module):
+        for row, start in enumerate(starts):
+            for head in heads.get(layer, ()):
+                part = weights[row, head, start:, start:]
+                new, sinks = by_hand(part, **options)
+                part.copy_(new)
+                if seen is not None:
+                    seen.append(sinks)
+        return weights
+
+    return change
+
+
+HEADS = {0: [0, 2], 1: [1]}
+PAIRS = [(layer, head) for layer, heads in HEADS.items() for head in heads]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox"])
+@pytest.mark.parametrize(
+    "options", [{"alpha": 1.3}, {"threshold": 0.1}, {"alpha": 1.5, "beta": 0.0, "min_rows": 4}]
+)
+def test_equals_the_definition_under_left_padding(name, options):
+    family = FAMILIES[name]
+    model = family.build()
+    inputs, seen = family.inputs(model, "left"), []
+    starts = (~inputs["attention_mask"].bool()).sum(1).tolist()
+    with changed(model, weights=plainly(starts, HEADS, seen, **options)):
+        expected = logits(model, inputs)
+    assert any(seen) and not close(logits(model, inputs), expected)
+    with regard.steer(model, ACT(PAIRS, **options)):
+        assert close(logits(model, inputs), expected)
+    assert not any(0 in sinks for sinks in seen)
+
+
+def test_beta_1_and_no_sinks_change_nothing():
+    family = FAMILIES["llama"]
+    model = family.build()
+    inputs = family.inputs(model)
+    plain = logits(model, inputs)
+    for edit in (
+        ACT(PAIRS, beta=1.0, alpha=1.3),
+        ACT(PAIRS, alpha=100.0),
+        ACT(PAIRS, alpha=1.3, min_rows=99),
+    ):
+        with regard.steer(model, edit):
+            assert close(logits(model, inputs), plain)
+
+
+def test_a_hand_made_map():
+    weights = torch.tensor(
+        [[1.0, 0, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.6, 0.3, 0], [0.1, 0.5, 0.2, 0.2]], dtype=torch.float64
+    )
+    found, sinks = by_hand(weights, threshold=0.5)
+    assert sinks == [1]
+    assert found[3].tolist() == pytest.approx([0.1 * 1.6, 0.2, 0.2 * 1.6, 0.2 * 1.6])
+    assert found.sum(1).tolist() == pytest.approx([1, 1, 1, 1])
+
+
+def test_decoding_keeps_the_sinks_of_the_prompt():
+    family = FAMILIES["llama"]
+    model = family.build()
+    ids = family.inputs(model)["input_ids"]
+    more = torch.randint(3, 90, (2, 3))
+    with torch.no_grad(), regard.steer(model, ACT(PAIRS, alpha=1.3)):
+        out = model(ids, use_cache=True)
+        steps = [out.logits[:, -1]]
+        for column in range(3):
+            out = model(more[:, column : column + 1], past_key_values=out.past_key_values)
+            steps.append(out.logits[:, -1])
+    whole = torch.cat([ids, more], 1)
+    with torch.no_grad(), changed(model, weights=plainly([0, 0], HEADS, alpha=1.3, rows=ids.shape[1])):
+        expected = model(whole).logits
+    for n, step in enumerate(steps):
+        assert close(step, expected[:, ids.shape[1] - 1 + n])
+
+
+def test_it_generates_with_beams_and_left_padding():
+    family = FAMILIES["llama"]
+    model = family.build()
+    inputs = family.inputs(model, "left")
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with regard.steer(model, ACT(PAIRS, alpha=1.3)):
+        together = model.generate(**inputs, **options, num_beams=3)
+        for row, start in enumerate((~inputs["attention_mask"].bool()).sum(1).tolist()):
+            alone = model.generate(inputs["input_ids"][row : row + 1, start:], **options, num_beams=3)
+            assert torch.equal(together[row, start:], alone[0])
+
+
+def test_by_default_the_middle_layers_are_calibrated():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    inputs = {"input_ids": torch.randint(3, 50, (2, 12))}
+    middle = {layer: range(4) for layer in (2, 3)}
+    with changed(model, weights=plainly([0, 0], middle, alpha=1.3)):
+        expected = logits(model, inputs)
+    with regard.steer(model, ACT(alpha=1.3)):
+        assert close(logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"alpha": 0}, "alpha is 0"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"beta": 1.2}, "beta is 1.2"),
+        ({"threshold": 1.0}, "threshold is 1.0"),
+        ({"min_rows": 0}, "min_rows is 0"),
+        ({"heads": []}, "no heads"),
+    ],
+)
+def test_bad_options(options, said):
+    with pytest.raises(RegardError, match=said):
+        ACT(**options)
+
+
+def test_bad_models():
+    model = FAMILIES["llama"].build()
+    with pytest.raises(NoSuchSite, match="no head 9"):
+        regard.steer(model, ACT([(0, 9)]))
+    with pytest.raises(RegardError, match="leaves out the first two layers and the last, and there are 2"):
+        regard.steer(model, ACT())
