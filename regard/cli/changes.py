@@ -16,6 +16,7 @@ from typing import Any
 
 from regard.cli.given import parse_heads, parse_layers
 from regard.errors import RegardError
+from regard.runtime.head_list import HeadList
 from regard.runtime.protocol import Edit
 
 
@@ -120,7 +121,7 @@ def _split(words: str, option: str) -> tuple[str, dict[str, Any]]:
 
 def _value(key: str, text: str) -> Any:
     if key == "heads":
-        return parse_heads(text)
+        return HeadList.load(text) if text.endswith(".json") else parse_heads(text)
     if key == "layers":
         return parse_layers(text)
     try:

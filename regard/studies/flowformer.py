@@ -1,7 +1,7 @@
 """Flowformer: Linearizing Transformers with Conservation Flows (Wu et al., 2022, arXiv 2202.06258).
 
 Does competition among sources keep linear attention from a trivial average? A classifier of two layers has to
-find one marker among 256 tokens, decoys of the same colours included (`regard.tasks.needle`), pools over all
+find one marker among 256 tokens, decoys of the same colours included (`regard.tasks.markers`), pools over all
 positions and knows none. How many steps it needs until its training loss, a mean over 20 steps, is below 0.5
 is counted, up to the last step. Flow-Attention is set beside itself without competition, without allocation
 and with the clamp of the official core file, and beside linear attention. All see the same sequences. And a
@@ -152,9 +152,9 @@ class Flowformer(Study):
 
         from regard.attention import MultiHeadAttention
         from regard.models.pooled import PooledModel
-        from regard.tasks.needle import Needle
+        from regard.tasks.markers import Markers
 
-        task, size = Needle(length=self.size.length), self.size
+        task, size = Markers(length=self.size.length), self.size
         torch.manual_seed(1000 * self.seed + seed)
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         mixers = (

@@ -312,3 +312,42 @@ def test_unknown_heads_are_refused_before_a_run(llama, edit, error, match):
 def test_what_does_not_fit_the_batch_is_refused_when_run(llama, edit, match):
     with pytest.raises(RegardError, match=match), regard.steer(llama, edit):
         logits(llama, FAMILIES["llama"].inputs(llama))
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean", "uniform"])
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_the_scope_of_decoding_is_the_rows_that_choose(llama, mode, padding):
+    """In the prompt the last row alone is changed; generated rows all are, with a cache or without."""
+    inputs = FAMILIES["llama"].inputs(llama, padding)
+    edit = {name: ScaleHeads(heads=[(0, 1), (1, 2)], mode=mode, scope=name) for name in ("all", "decode")}
+    plain, everywhere, last = (
+        logits(llama, inputs), *(steered(llama, inputs, edit[name]) for name in ("all", "decode"))
+    )  # fmt: skip
+    assert close(last[:, :-1], plain[:, :-1])
+    assert not close(last[:, -1], plain[:, -1], 1e-3) and not close(last[:, -1], everywhere[:, -1], 1e-3)
+    with regard.steer(llama, ScaleHeads(heads=[(1, 2)], mode=mode, scope="decode")):
+        only_last = logits(llama, inputs)
+    assert close(only_last[:, -1], steered(llama, inputs, ScaleHeads(heads=[(1, 2)], mode=mode))[:, -1])
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform"])
+def test_the_scope_of_decoding_in_generate_equals_steps_by_hand(llama, mode):
+    inputs = FAMILIES["llama"].inputs(llama, "left")
+    edit = ScaleHeads(heads=[(0, 1), (1, 2)], mode=mode, scope="decode")
+    for cache in (None, "static"):
+        with regard.steer(llama, edit):
+            found = llama.generate(**inputs, max_new_tokens=4, do_sample=False, cache_implementation=cache)
+        ids, mask, past = inputs["input_ids"], inputs["attention_mask"], None
+        fed = ids
+        with torch.no_grad(), regard.steer(llama, edit):
+            for _ in range(4):
+                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -fed.shape[1] :]
+                out = llama(input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=past)
+                past, fed = out.past_key_values, out.logits[:, -1:].argmax(-1)
+                ids, mask = torch.cat([ids, fed], 1), torch.cat([mask, torch.ones_like(fed)], 1)
+        assert torch.equal(found, ids)
+
+
+def test_the_scope_is_one_of_two():
+    with pytest.raises(RegardError, match="scope is 'prefill'; it must be one of all, decode"):
+        ScaleHeads(heads=[(0, 1)], scope="prefill")

@@ -10,7 +10,7 @@ from regard.studies.base import by_name
 from regard.studies.flowformer import NEEDLE, RECALL, exactness, first_below, pieces, specs
 from regard.studies.picture import save_picture
 from regard.studies.verdict import judge
-from regard.tasks.needle import Needle
+from regard.tasks.markers import Markers
 
 SLUG = "flowformer"
 
@@ -61,7 +61,7 @@ def test_steps_are_counted_by_the_mean_of_twenty():
 
 
 def test_the_needle_is_the_only_marker_and_its_colour_the_label():
-    task = Needle(length=64)
+    task = Markers(length=64)
     tokens, labels = task.batch(200, torch.Generator().manual_seed(0))
     markers = tokens < task.colours
     assert (markers.sum(1) == 1).all() and torch.equal(tokens[markers], labels)

@@ -13,6 +13,7 @@ from regard.engines.rows import RowBlock
 from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.edits import targets
 from regard.runtime.edits.targets import Factor, HeadName
+from regard.runtime.head_list import check_made_for
 from regard.runtime.protocol import Edit, Wanted
 from regard.runtime.session import Session
 
@@ -35,7 +36,7 @@ class ForceAttention(Edit):
     share keys.
 
     Attributes:
-        heads: `(layer, head)` pairs; a layer is a number in the main stack, or an alias.
+        heads: `(layer, head)` pairs; a layer is a number in the main stack, or an alias. Or a `HeadList`.
         to: a position; `first`, `self` or `previous`; positions to share, int64 [n], or [B, n] for others in
             each sequence; position -> weight, of sum 1; or a function of the `RowBlock` that returns
             positions, int64 [B|1, R], the keys to share, bool [B|1, R, K], or weights, float [B|1, R, K].
@@ -75,6 +76,7 @@ class ForceAttention(Edit):
 
     def check(self, anatomy: Anatomy) -> None:
         """Refuse heads that the model does not have, and relative targets in cross-attention."""
+        check_made_for(self.heads, anatomy)
         targets.check_heads(self.heads, anatomy, "ForceAttention")
         for layer, _ in self.heads:
             site = anatomy.site(layer)

@@ -4,6 +4,9 @@
 
 where r, what an ablated head gives, is zero, the head's mean output, or its output under attention that
 is uniform over the keys each row may see.
+
+`scope="decode"` is that of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al.,
+2024, arXiv 2404.15574), whose code masks heads, in mode `uniform`, only where a token is chosen.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from regard.engines.rows import RowBlock
 from regard.errors import NoSuchSite, RegardError, ShapeMismatch
 from regard.runtime.edits import targets
 from regard.runtime.edits.targets import Factor, HeadName
+from regard.runtime.head_list import check_made_for
 from regard.runtime.protocol import Edit, Wanted
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from regard.runtime.call import Call
 
 Mode = Literal["zero", "mean", "uniform"]
+Scope = Literal["all", "decode"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,16 +45,20 @@ class ScaleHeads(Edit):
         factors: `(layer, head)` -> factor; may be given first, without its name. A layer is a number in
             the main stack or an alias such as `cross.5`. A factor is a number, or a tensor [] or [B], one
             for each sequence of the batch; gradients reach it.
-        heads: `(layer, head)` pairs that share `factor`.
+        heads: `(layer, head)` pairs that share `factor`; or a `HeadList`, which is refused for another model
+            than it was made for.
         factor: theirs; default 0.
         mode: what an ablated head gives. `zero`: nothing. `mean`: its mean over the real positions of
             the same sequence, those of this forward and, in `generate()`, those before. Positions fed
             together share one mean, so early ones know of later ones. `uniform`: the mean of the values
             that each row may see.
         means: `(layer, head)` -> [Dv], to be used instead of the sequence's own mean.
+        scope: `all` positions; or `decode`, only those that a token is chosen from: the last one of the
+            prompt, and in `generate()` every later one. The rest of the prompt is read with all heads.
 
     Raises:
-        RegardError: on creation, for a factor that is no number, or an unknown mode.
+        RegardError: on creation, for a factor that is no number, or an unknown mode or scope; when a session
+            is made, for a list of another model's heads.
         NoSuchSite: when a session is made, for a layer or head that is not there.
 
     Example:
@@ -62,12 +71,15 @@ class ScaleHeads(Edit):
     factor: Factor = 0.0
     mode: Mode = "zero"
     means: Mapping[HeadName, Tensor] | None = None
+    scope: Scope = "all"
 
     def __post_init__(self) -> None:
         if not isinstance(self.factors, Mapping):
             raise RegardError(f"factors is {self.factors!r}; give a mapping such as {{(5, 3): 0.0}}.")
         if self.mode not in get_args(Mode):
             raise RegardError(f"mode is {self.mode!r}; it must be one of {', '.join(get_args(Mode))}.")
+        if self.scope not in get_args(Scope):
+            raise RegardError(f"scope is {self.scope!r}; it must be one of {', '.join(get_args(Scope))}.")
         for name, factor in (*self.factors.items(), ("factor", self.factor)):
             targets.check_factor(f"the factor of {name}" if name != "factor" else "factor", factor)
         if self.means is not None and self.mode != "mean":
@@ -77,7 +89,8 @@ class ScaleHeads(Edit):
                 raise ShapeMismatch(f"the mean of {name} is {_shape(mean)}; it must be a tensor [Dv].")
 
     def check(self, anatomy: Anatomy) -> None:
-        """Refuse heads that the model does not have."""
+        """Refuse heads that the model does not have, and a list of another model's."""
+        check_made_for(self.heads, anatomy)
         targets.check_heads([*self.factors, *self.heads], anatomy, "ScaleHeads")
         named = {(anatomy.site(layer).alias, head) for layer, head in (*self.factors, *self.heads)}
         for layer, head in self.means or {}:
@@ -97,7 +110,13 @@ class ScaleHeads(Edit):
 
     def wants(self, call: Call) -> Wanted | None:
         named = any(call.site.named(layer, call.main) for layer, _ in (*self.factors, *self.heads))
-        return Wanted(heads=list(self._chosen(call))) if named else None
+        return Wanted(heads=list(self._chosen(call)), rows=self._rows(call)) if named else None
+
+    def _rows(self, call: Call) -> tuple[int, int] | None:
+        """Which rows are meant: the last one alone in the scope of decoding; None for all."""
+        if self.scope == "all" or (call.run.phase == "decode" and call.run.grows):
+            return None
+        return call.query_length - 1, call.query_length
 
     @property
     def weights(self) -> Any:
@@ -118,7 +137,10 @@ class ScaleHeads(Edit):
         count = visible.sum(-1, keepdim=True)
         uniform = visible / count.clamp_min(1)
         factor = targets.stack_factors(list(chosen.values()), old)
-        new = torch.where(count > 0, uniform + factor * (old - uniform), old)
+        meant = count > 0
+        if (rows := self._rows(block.call)) is not None:
+            meant = meant & (torch.arange(block.start, block.stop, device=old.device) >= rows[0])[:, None]
+        new = torch.where(meant, uniform + factor * (old - uniform), old)
         return targets.put(block.weights, where, new)
 
     def _scaled(self, call: Call) -> Tensor:
@@ -130,9 +152,13 @@ class ScaleHeads(Edit):
         factor = targets.stack_factors(list(chosen.values()), out)
         old = targets.pick(out, where)
         if self.mode == "zero":
-            return targets.put(out, where, old * factor)
-        mean = self._mean(call, where)
-        return targets.put(out, where, mean + factor * (old - mean))
+            new = old * factor
+        else:
+            mean = self._mean(call, where)
+            new = mean + factor * (old - mean)
+        if (rows := self._rows(call)) is not None:
+            new = torch.cat([old[:, :, : rows[0]], new[:, :, rows[0] :]], 2)
+        return targets.put(out, where, new)
 
     def _mean(self, call: Call, heads: list[int]) -> Tensor:
         """What stands for each ablated head, [B|1, h, 1, Dv]."""

@@ -1,4 +1,4 @@
-"""A needle among decoys: one marker in a long sequence, whose colour is the label.
+"""Markers among decoys: one marker in a long sequence, whose colour is the label.
 
     f f d3 f f m5 f d1 f ...            label 5: the colour of the only marker m; d are decoys, f filler
 
@@ -18,7 +18,7 @@ from regard.errors import RegardError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needle:
+class Markers:
     """Sequences with one marker each.
 
     Attributes:
@@ -28,7 +28,7 @@ class Needle:
         fillers: number of tokens that mean nothing.
 
     Example:
-        >>> tokens, labels = Needle(length=32).batch(4, torch.Generator().manual_seed(0))
+        >>> tokens, labels = Markers(length=32).batch(4, torch.Generator().manual_seed(0))
         >>> tokens.shape, bool(((tokens < 8).sum(1) == 1).all())
         (torch.Size([4, 32]), True)
     """
