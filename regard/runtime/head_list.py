@@ -148,8 +148,8 @@ class HeadList(Sequence[Head]):
         return cls(replace(table, about=about), int(count))
 
     def __repr__(self) -> str:
-        some = ", ".join(f"{site} {head}" for site, head in self[:3])
-        return f"HeadList({self.leading} of {len(self.table)} heads: {some}{', ...' if self.leading > 3 else ''})"
+        some = ", ".join(f"{site} {head}" for site, head in self[:3]) + ", ..." * (self.leading > 3)
+        return f"HeadList({self.leading} of {len(self.table)} heads: {some})"
 
 
 def check_made_for(heads: Any, anatomy: Anatomy) -> None:

@@ -15,7 +15,7 @@ from regard.errors import NoSuchSite, NothingObserved, RegardError, ShapeMismatc
 from regard.runtime import head_file
 from regard.runtime import head_statistics as statistics
 from regard.runtime.head_statistics import Overlap
-from regard.runtime.panels import Panel, head_map
+from regard.runtime.panels import MapPanel, head_map
 from regard.runtime.table import Table
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ class HeadTable:
 
         return draw(self, column or next(iter(self.columns)), path)
 
-    def panels(self) -> tuple[Panel, ...]:
+    def panels(self) -> tuple[MapPanel, ...]:
         """Return all columns as one map of heads."""
         return (head_map(self),)
 

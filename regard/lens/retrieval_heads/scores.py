@@ -14,7 +14,7 @@ from regard.lens.sentences import number, where
 from regard.runtime.findings import Finding
 from regard.runtime.head_list import TOP, HeadList
 from regard.runtime.head_table import HeadTable
-from regard.runtime.panels import LinePanel, Panel, head_map
+from regard.runtime.panels import LinePanel, MapPanel, head_map
 
 RETRIEVAL = 0.1
 ANSWERED = 0.5
@@ -91,13 +91,14 @@ class RetrievalScores(HeadTable):
         about = {**self.about, "kind": "retrieval", "chance": self.chance}
         return HeadList(HeadTable(self.sites, self.heads, self.columns, about), count)
 
-    def panels(self) -> tuple[Panel, ...]:
-        """Return the map of heads, and how well prompts were answered by depth."""
+    def panels(self) -> tuple[MapPanel, ...]:
+        """Return `score` and `active` as one map of heads."""
         columns = {name: values for name, values in self.columns.items() if name in ("score", "active")}
         about = {**self.about, "lens": "retrieval"}
-        return head_map(HeadTable(self.sites, self.heads, columns, about)), self._depths()
+        return (head_map(HeadTable(self.sites, self.heads, columns, about)),)
 
-    def _depths(self) -> LinePanel:
+    def depths(self) -> LinePanel:
+        """Return how well prompts were answered, by the depth of the needle."""
         depths = sorted({record.depth for record in self.records})
         lines = {
             f"{length} tokens": [self._recall(length, depth) for depth in depths]
