@@ -66,7 +66,7 @@ def draw(outcome: Outcome, figure: Figure) -> None:
     _sets(sets, told)
     quick = ", quick run" if outcome.quick else ""
     figure.suptitle(
-        f"Retrieval heads in SmolLM2-135M-Instruct: {size['seeds']} seeds, {size['facts']} facts a set, texts "
+        f"Retrieval heads in SmolLM2-135M: {size['seeds']} seeds, {size['facts']} facts a set, texts "
         f"of {size['length']} tokens{quick}.\nHeads are ranked on one set of facts and switched off (outputs "
         "zero) on another that shares none. Lines on bars are 95 % intervals over seeds.",
         fontsize=10.5,
