@@ -16,6 +16,7 @@ from regard.errors import RegardError
 
 COMMANDS = {
     "inspect": "look at what the attention of a model does on a text",
+    "heads": "rank heads by what they do (retrieval, induction, sinks, ...), and keep the list to steer with",
     "diff": "say which heads of two models, or of one under an edit, do something else",
     "study": "test a paper's claim small, and say whether it held",
     "mechanisms": "list what can stand in the place of softmax attention, and what each costs",

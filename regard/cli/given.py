@@ -161,7 +161,7 @@ def check_outputs(json: str | None, csv: str | None) -> tuple[Path | None, Path 
     Raises:
         RegardError: naming the option and what is wrong.
     """
-    first, second = _check_output(json, "--json"), _check_output(csv, "--csv")
+    first, second = check_output(json, "--json"), check_output(csv, "--csv")
     if first is not None and second is not None and first.resolve() == second.resolve():
         place = "standard output" if first == STANDARD else str(first)
         raise RegardError(f"--json and --csv both name {place}; give two files.")
@@ -181,7 +181,7 @@ def check_report(given: str | None, none: bool, others: tuple[Path | None, ...])
     if given == "-":
         raise RegardError("--report writes a page to a file, and `-` is none; give a file or --no-report.")
     try:
-        path = _check_output(given or PAGE, "--report")
+        path = check_output(given or PAGE, "--report")
     except RegardError as error:
         if given is not None:
             raise
@@ -192,7 +192,12 @@ def check_report(given: str | None, none: bool, others: tuple[Path | None, ...])
     return path
 
 
-def _check_output(given: str | None, option: str) -> Path | None:
+def check_output(given: str | None, option: str) -> Path | None:
+    """Return where a file goes, None where none is wanted; refuse what cannot be written to.
+
+    Raises:
+        RegardError: naming the option and what is wrong.
+    """
     if given is None:
         return None
     if given == "-":

@@ -87,7 +87,8 @@ class RetrievalHeads(Study):
     claims = (
         Claim(
             name="needle",
-            text="Ten leading heads off, at most half is found again; with ten others off, nearly all.",
+            text="With the ten leading heads off, at most half is found again; "
+            "with ten others off, nearly all.",
             rules=(
                 below("needle_top", "needle", factor=0.5),
                 within("needle_far", "needle", 0.15),
@@ -128,7 +129,8 @@ class RetrievalHeads(Study):
         ),
         Claim(
             name="uniform",
-            text="Made uniform, and only where a token is chosen, at most half is found again too.",
+            text="Uniform attention in these heads, only where a token is chosen, "
+            "does at most as well as half.",
             rules=(below("needle_uniform", "needle", factor=0.5),),
             paper="what its code does, rather than zero",
         ),

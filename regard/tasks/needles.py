@@ -34,7 +34,7 @@ from regard.tasks.token_spans import find_span, token_offsets
 if TYPE_CHECKING:
     from torch import Tensor
 
-LENGTHS, DEPTHS = (256,), (0.1, 0.5, 0.9)
+LENGTHS, DEPTHS = (256,), (0.2, 0.8)
 PLAIN = "{context}\nBased on the content of the book, Question: {question}\nAnswer:"
 CHAT = "<book>{context}</book>\nBased on the content of the book, Question: {question}\nAnswer:"
 KEYS = ("needle", "question", "real_needle")

@@ -22,11 +22,11 @@ SIZE = 16
 STEPS = 6
 
 
-def copier():
-    """One layer whose head 0 looks at the word that is next in WORDS, and writes it; head 1 does nothing."""
+def copier(positions=64):
+    """One layer whose head 0 looks at the word that is next in WORDS, and writes it; head 1 is idle."""
     config = GPT2Config(
-        vocab_size=SIZE, n_embd=2 * SIZE, n_head=2, n_layer=1, n_positions=64, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0, attn_implementation="sdpa",
+        vocab_size=SIZE, n_embd=2 * SIZE, n_head=2, n_layer=1, n_positions=positions,
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, attn_implementation="sdpa",
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     same = torch.eye(SIZE)

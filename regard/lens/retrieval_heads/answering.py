@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.anatomy import root_of
 from regard.runtime.pairs import padded
+from regard.runtime.progress import bar
 from regard.runtime.protocol import Edit
 from regard.runtime.verbs import steer
 from regard.tasks.needles import Asked
@@ -141,10 +141,7 @@ def batches(
     stops = stop_tokens(root, tokenizer)
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = stops[0] if pad is None else pad
-    titled = tqdm(
-        total=len(prompts), desc="Answering", unit="prompt", leave=False, disable=None if progress else True
-    )
-    with titled as bar:
+    with bar("Answering", len(prompts), progress) as advance:
         for start in range(0, len(prompts), batch_size):
             some = prompts[start : start + batch_size]
             device = next(root.parameters()).device
@@ -162,7 +159,7 @@ def batches(
                     eos_token_id=stops,
                 )
             yield Batch(some, inputs, _until(out[:, inputs["input_ids"].shape[1] :].cpu(), stops))
-            bar.update(len(some))
+            advance(len(some))
 
 
 def check_prompts(

@@ -63,7 +63,7 @@ def detect(
     Args:
         model: any causal language model of transformers, in evaluation mode.
         tokenizer: its own.
-        prompts: default `needle(tokenizer)`: 24 facts at three depths of texts of 256 tokens.
+        prompts: default `needle(tokenizer)`: 24 facts at two depths of texts of 256 tokens.
         score: `recall`, distinct positions of the answer copied, at most 1; or `frequency`, as the official
             code counts, where a position may count again.
         steps: tokens that are generated at most; default those of the longest answer and 4.
