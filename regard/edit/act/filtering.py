@@ -1,0 +1,145 @@
+"""Which heads ACT helps: each calibrated by itself, on labelled prompts, and kept where the score rises.
+
+    gain_h = mean_n score_n(ACT in head h alone) - mean_n score_n(model as it is)
+
+With many heads and few prompts some gain by chance: `halves` tells how far two halves of the prompts rank
+the heads alike, and a test on other prompts is needed before anything is said of the heads kept.
+
+Blocks before the head's own give what they gave, so that a head costs the blocks from its own on.
+
+Source: Yu et al., 2024, arXiv 2406.15765, section 4 (head filtering). Status: partly our choice: the official
+code prints the scores and leaves the choice to the reader.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from regard.edit.act.calibration import ACT
+from regard.errors import RegardError
+from regard.runtime.anatomy import anatomy_of, require_attention, root_of
+from regard.runtime.edits import targets
+from regard.runtime.edits.targets import HeadName
+from regard.runtime.head_table import Head, HeadTable
+from regard.runtime.paths import halves_agree
+from regard.runtime.progress import bar
+from regard.runtime.replay import Replay
+from regard.runtime.resumable import Resumable
+from regard.runtime.sides import Scored, scored
+from regard.runtime.table import finite
+
+
+@dataclass(frozen=True, eq=False)
+class FilteredHeads:
+    """What `filter_heads` found.
+
+    Attributes:
+        heads: columns `gain`, over the model as it is, and `spread`, the standard deviation over prompts;
+            `about` has the score without ACT, `plain`, the number of prompts, and `halves`.
+        edit: ACT as it was tried.
+    """
+
+    heads: HeadTable
+    edit: ACT
+
+    def chosen(self, least: float = 0.0) -> list[Head]:
+        """Return the heads whose gain is above `least`, the largest first."""
+        ranked = self.heads.top("gain", max(1, len(self.heads)))
+        return [(site, head) for site, head, gain in ranked if gain > least]
+
+    def act(self, least: float = 0.0) -> ACT:
+        """Return ACT in the heads whose gain is above `least`.
+
+        Raises:
+            RegardError: where there are none.
+        """
+        heads = self.chosen(least)
+        if not heads:
+            raise RegardError(f"no head gains more than {least:g}, so there is none to calibrate.")
+        return replace(self.edit, heads=heads)
+
+
+def filter_heads(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    score: Scored,
+    *,
+    edit: ACT | None = None,
+    heads: Sequence[HeadName] | None = None,
+    progress: bool = True,
+    save: str | Path | None = None,
+) -> FilteredHeads:
+    """Try ACT in one head at a time.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        inputs: keyword arguments of its forward, N prompts, padded on the left where lengths differ.
+        score: takes logits [N, V] at the last position; returns [N], such as 1 where the answer is right.
+        edit: ACT with its options; its heads do not count. Default `ACT()`.
+        heads: `(layer, head)` pairs to try; default those that ACT has by default.
+        progress: whether a bar is shown, where stderr is a terminal.
+        save: a file that keeps what is finished. The same search, started again, goes on from there.
+
+    Raises:
+        RegardError: for one prompt only, no heads, or a file of `save` that holds something else.
+        ShapeMismatch: for a score of another shape.
+        UnsupportedModel: for a model whose blocks cannot be replayed.
+
+    Example:
+        >>> found = filter_heads(model, inputs, right)                          # doctest: +SKIP
+        >>> with regard.steer(model, found.act()):                              # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    tried = replace(edit or ACT(), heads=None)
+    root = root_of(model)
+    anatomy = anatomy_of(root)
+    require_attention(anatomy)
+    count = len(inputs["input_ids"])
+    if count < 2:
+        raise RegardError("one prompt cannot tell which heads to calibrate; give two at least.")
+    if heads is not None:
+        targets.check_heads(heads, anatomy, "filter_heads")
+    names = _middle(tried, anatomy) if heads is None else [(anatomy.site(a).alias, h) for a, h in heads]
+    replay = Replay(root, _last_only(root, inputs))
+    plain = scored(score, replay.logits[:, -1], count)
+    asked = {
+        "search": "act", "model": type(root).__name__, "ids": inputs["input_ids"].tolist(),
+        "options": [tried.alpha, tried.threshold, tried.beta, tried.min_rows],
+    }  # fmt: skip
+    each = torch.zeros(len(names), count)
+    with Resumable(save, asked, plain) as kept, bar("Trying heads", len(names), progress) as advance:
+        for row, name in enumerate(names):
+            found = kept.get(str(name))
+            if found is None:
+                logits = replay.run(name[0], replace(tried, heads=[name]))
+                found = scored(score, logits[:, -1], count) - plain
+                kept.put(str(name), found)
+            each[row] = found
+            advance(1)
+    about = {
+        "plain": float(plain.mean()), "prompts": count, "halves": finite(halves_agree(each)),
+        "main": anatomy.main, "definition": "gain of the score where ACT calibrates this head alone",
+    }  # fmt: skip
+    columns = {"gain": each.double().mean(1).numpy(), "spread": each.double().std(1, correction=0).numpy()}
+    numbers = np.array([head for _, head in names])
+    return FilteredHeads(HeadTable(tuple(site for site, _ in names), numbers, columns, about), tried)
+
+
+def _middle(edit: ACT, anatomy: Any) -> list[Head]:
+    edit.check(anatomy)
+    stack = [site for site in anatomy.sites if site.kind == anatomy.main][2:-1]
+    return [(site.alias, head) for site in stack for head in range(site.heads)]
+
+
+def _last_only(root: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    if "logits_to_keep" in inspect.signature(root.forward).parameters:
+        return {**inputs, "logits_to_keep": 1}
+    return dict(inputs)
