@@ -1,0 +1,69 @@
+"""Directions of a given length in the space of attention scores, a sequence at a time.
+
+Scores are of one or more places, each [B, ...] with a mask of those that count; a sequence's direction runs
+over all of them together. The softmax does not feel a shift of a whole row, so a random direction that is to
+be held against a gradient, which has none, has it taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regard.errors import RegardError, ShapeMismatch
+
+TINY = 1e-12
+Scores = tuple[Tensor, ...]
+
+
+def unit(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Scores:
+    """Return values scaled to norm 1 for each sequence, over those that are valid; zero where all are zero.
+
+    Args:
+        values: float32 [B, ...] each.
+        valid: bool, of the same shapes.
+    """
+    kept = tuple(v.float() * m for v, m in zip(values, valid, strict=True))
+    size = sum(v.flatten(1).square().sum(1) for v in kept)
+    scale = torch.where(size > TINY**2, size.clamp_min(TINY**2).rsqrt(), 0.0)  # type: ignore[union-attr, arg-type]
+    return tuple(v * scale.view(-1, *[1] * (v.ndim - 1)) for v in kept)
+
+
+def signs(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Scores:
+    """Return the sign of every valid value."""
+    return tuple(v.float().sign() * m for v, m in zip(values, valid, strict=True))
+
+
+def random_unit(valid: Sequence[Tensor], generator: torch.Generator | None = None) -> Scores:
+    """Return a random direction of norm 1 for each sequence, without the shift of whole rows."""
+    drawn = tuple(torch.randn(m.shape, generator=generator, device=m.device) * m for m in valid)
+    return unit(tuple(level(v, m) for v, m in zip(drawn, valid, strict=True)), valid)
+
+
+def level(values: Tensor, valid: Tensor) -> Tensor:
+    """Return values with the mean of each row's valid ones taken out, the last dimension a row."""
+    count = valid.sum(-1, keepdim=True).clamp_min(1)
+    return (values - (values * valid).sum(-1, keepdim=True) / count) * valid
+
+
+def scaled(values: Sequence[Tensor], size: float) -> Scores:
+    """Return every value times a number."""
+    return tuple(v * size for v in values)
+
+
+def check_masks(valid: Sequence[Tensor]) -> Scores:
+    """Return the masks as bool.
+
+    Raises:
+        RegardError: where there is none.
+        ShapeMismatch: where batches differ, or a mask has no row.
+    """
+    masks = tuple(m.bool() for m in valid)
+    if not masks:
+        raise RegardError("there are no attention scores to perturb.")
+    if any(m.ndim < 2 or m.shape[0] != masks[0].shape[0] for m in masks):
+        shapes = ", ".join(str(list(m.shape)) for m in masks)
+        raise ShapeMismatch(f"masks of scores are {shapes}; each must be [B, ..., keys] with the same B.")
+    return masks

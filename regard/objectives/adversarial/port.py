@@ -1,0 +1,86 @@
+"""The way to the attention scores of a transformers model: tensors added to them, layer by layer.
+
+scores'_l = scores_l + r_l          r_l [B, H, T, S], gradients reach it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.engines.rows import RowBlock
+from regard.errors import RegardError
+from regard.objectives.adversarial.directions import Scores
+from regard.runtime.anatomy import anatomy_of, require_attention, root_of
+from regard.runtime.edits.targets import Layer
+from regard.runtime.protocol import EVERYTHING, Edit, Wanted
+from regard.runtime.verbs import steer
+
+if TYPE_CHECKING:
+    from regard.runtime.call import Call
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AddedScores(Edit):
+    """Add a tensor [B, H, T, S] to the scores of each of some layers; padding left out."""
+
+    added: Mapping[str, Tensor]
+
+    def wants(self, call: Call) -> Wanted | None:
+        return EVERYTHING if call.site.alias in self.added else None
+
+    def scores(self, block: RowBlock) -> Tensor:
+        part = self.added[block.site.alias]
+        return block.scores + part[:, :, block.start : block.stop, block.key_start : block.key_stop]
+
+
+class ScorePort:
+    """Runs a model with tensors added to its attention scores.
+
+    Args:
+        model: of transformers, in whose attention every layer sees the same tokens; such as an encoder for
+            classification.
+        layers: numbers in the main stack, or aliases; default all of it.
+
+    Raises:
+        NoSuchSite: for a layer that is not there.
+        UnsupportedModel: for a model without attention that can be reached.
+
+    Example:
+        >>> port = ScorePort(model)                                             # doctest: +SKIP
+        >>> loss, told = AttentionAdversary(eps=1.0)(                           # doctest: +SKIP
+        ...     lambda added: port(added, **batch).loss, port.valid(batch["attention_mask"]))
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer] | None = None) -> None:
+        self.model = root_of(model)
+        anatomy = anatomy_of(self.model)
+        require_attention(anatomy)
+        main = [site for site in anatomy.sites if site.kind == anatomy.main]
+        self.sites = main if layers is None else [anatomy.site(layer) for layer in layers]
+        model_type: Any = self.model
+        self.causal = bool(getattr(model_type.config, "is_decoder", False) or model_type.can_generate())
+        if not self.sites:
+            raise RegardError("layers is empty; leave it out to mean all of them.")
+
+    def valid(self, attention_mask: Tensor) -> Scores:
+        """Return which scores count in each layer, bool [B, H, T, T].
+
+        Args:
+            attention_mask: [B, T], 1 at real tokens.
+        """
+        real = attention_mask.bool()
+        pairs = real[:, :, None] & real[:, None, :]
+        if self.causal:
+            pairs = pairs & torch.ones_like(pairs[0]).tril()
+        return tuple(pairs[:, None].expand(-1, site.heads or 1, -1, -1) for site in self.sites)
+
+    def __call__(self, added: Scores, **inputs: Any) -> Any:
+        """Return the model's output with a tensor added to the scores of each layer."""
+        given = {site.alias: x for site, x in zip(self.sites, added, strict=True)}
+        with steer(self.model, AddedScores(added=given)):
+            return self.model(**inputs)

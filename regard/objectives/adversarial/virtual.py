@@ -1,0 +1,129 @@
+"""Virtual adversarial training on attention scores: no labels are needed.
+
+    p = p(y | a), held;  d ~ N(0, I) on valid scores, of norm 1
+    K times:  g = d KL(p || p(y | a + xi d)) / dd;  d = g / ||g||
+    loss = lambda KL(p || p(y | a + eps d))
+
+    vat         as above
+    ivat        by differences of scores (see `labelled`); after a power step it has the form of `vat`, and
+                its random start is normal for every token as well, so it is computed so
+    ivat_token  differences normalised a token at a time: eps sign(g_t)
+    random      the random start itself, the control
+
+With one output for two classes the power step finds the line of the supervised gradient, up to its sign.
+
+Source: Kitada and Iyatomi, 2023, arXiv 2104.08763, section 3. Status: paper only; K, lambda and xi are those
+of the usual virtual adversarial training, which the paper's own were not confirmed to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.errors import RegardError, ShapeMismatch
+from regard.objectives.adversarial.directions import (
+    Scores,
+    check_masks,
+    random_unit,
+    scaled,
+    signs,
+    unit,
+)
+
+Variant = Literal["vat", "ivat", "ivat_token", "random"]
+LogitsOf = Callable[[Scores], Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionVirtualAdversary:
+    """A loss on how far a perturbation of attention scores moves the prediction.
+
+    Attributes:
+        eps: length of the perturbation of a sequence, in units of scores.
+        lam: weight of the loss.
+        xi: length of the probe.
+        steps: K, power steps.
+        variant: see above.
+        generator: of the random start.
+
+    Raises:
+        RegardError: for numbers out of range, or an unknown variant.
+    """
+
+    eps: float
+    lam: float = 1.0
+    xi: float = 1.0
+    steps: int = 1
+    variant: Variant = "vat"
+    generator: torch.Generator | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value in (("eps", self.eps), ("lam", self.lam)):
+            if not 0 <= value < float("inf"):
+                raise RegardError(f"{name} is {value}; it must be a finite number from 0.")
+        if not 0 < self.xi < float("inf"):
+            raise RegardError(f"xi is {self.xi}; it must be a finite number above 0.")
+        if self.steps < 1:
+            raise RegardError(f"steps is {self.steps}; there must be one at least.")
+        if self.variant not in get_args(Variant):
+            raise RegardError(
+                f"variant is {self.variant!r}; it must be one of {', '.join(get_args(Variant))}."
+            )
+
+    def __call__(self, logits_of: LogitsOf, valid: Sequence[Tensor]) -> tuple[Tensor, Scores]:
+        """Return the loss to lower beside the task's, a mean over sequences, and the perturbation.
+
+        A sequence whose prediction no perturbation moves, as one of a single valid token, gets none.
+
+        Args:
+            logits_of: logits [B, C], or [B] of two classes, with tensors added to the attention scores. It
+                must be a function: dropout differs between two calls, so turn it off, or share its masks.
+            valid: which scores count, bool [B, ..., keys] each.
+
+        Raises:
+            RegardError: where no gradient reaches the scores.
+            ShapeMismatch: for masks that do not fit, or logits of another shape.
+        """
+        masks = check_masks(valid)
+        with torch.no_grad():
+            held = logits_of(tuple(torch.zeros(m.shape, device=m.device) for m in masks)).float()
+        if held.ndim not in (1, 2) or held.shape[0] != masks[0].shape[0]:
+            raise ShapeMismatch(f"logits are {list(held.shape)}; they must be [B] or [B, classes].")
+        direction = random_unit(masks, self.generator)
+        gradient: Scores = direction
+        for _ in range(0 if self.variant == "random" else self.steps):
+            gradient = self._gradient(logits_of, held, direction)
+            direction = unit(gradient, masks)
+        if self.variant == "ivat_token":
+            direction = signs(gradient, masks)
+        r = scaled(direction, self.eps)
+        return self.lam * divergence(held, logits_of(r)).mean(), r
+
+    def _gradient(self, logits_of: LogitsOf, held: Tensor, direction: Scores) -> Scores:
+        probe = tuple((self.xi * d).detach().requires_grad_() for d in direction)
+        with torch.enable_grad():
+            moved = divergence(held, logits_of(probe)).sum()
+        if not moved.requires_grad:
+            raise RegardError("the logits have no gradient with respect to attention scores.")
+        found = torch.autograd.grad(moved, probe, allow_unused=True)
+        return tuple(torch.zeros_like(p) if g is None else g for g, p in zip(found, probe, strict=True))
+
+
+def divergence(held: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(held || other) of each sequence in nats, float32 [B]; no gradient reaches `held`.
+
+    Args:
+        held, logits: [B, C], or [B] of two classes.
+    """
+    held, logits = held.detach().float(), logits.float()
+    if held.ndim == 1:
+        held, logits = (torch.stack([F.logsigmoid(x), F.logsigmoid(-x)], -1) for x in (held, logits))
+    else:
+        held, logits = held.log_softmax(-1), logits.log_softmax(-1)
+    return (held.exp() * (held - logits)).sum(-1)
