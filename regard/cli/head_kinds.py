@@ -24,12 +24,11 @@ from regard.lens.retrieval_heads.scores import RetrievalScores
 from regard.report import Report, Section
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.findings import Finding
-from regard.runtime.head_list import TOP, HeadList
+from regard.runtime.head_list import TOP, HeadList, list_panel
 from regard.runtime.head_table import HeadTable
 from regard.runtime.model_identity import identify
-from regard.runtime.panels import TablePanel, head_map
+from regard.runtime.panels import head_map
 from regard.runtime.progress import bar
-from regard.runtime.table import Table
 from regard.runtime.verbs import watch
 from regard.tasks.needles import DEPTHS, LENGTHS, needle, read_facts
 from regard.tasks.passages import passages
@@ -317,12 +316,7 @@ def write_report(found: Ranking, path: Path) -> None:
         Finding(text, tuple(heads) if not place else (), found.kind)
         for place, text in enumerate(found.said())
     )
-    rows = [table.at(site, head) for site, head in heads]
-    columns = {"site": [s for s, _ in heads], "head": [h for _, h in heads]}
-    listed = Table({**columns, **{name: [row[name] for row in rows] for name in ("score", *found.shown)}})
-    panels = (
-        head_map(table), TablePanel(title="Leading heads", table=listed, heads=list(heads)), *found.panels
-    )  # fmt: skip
+    panels = (head_map(table), list_panel(heads, found.shown), *found.panels)
     section = Section(title=f"On {found.origin}", short=found.kind, findings=said, panels=panels)
     title = f"{found.kind} heads of {heads.about['model']['name']}"
     Report(

@@ -12,7 +12,7 @@ from regard.errors import RegardError
 from regard.weights.quiet import busy
 
 LARGEST_IMAGE = 2048
-OWN_INPUT = {"circuits": "regard.cli.circuit_looking"}
+OWN_INPUT = {"circuits": "regard.cli.circuit_looking", "retrieval": "regard.cli.retrieval_looking"}
 """Lenses that look at prompts of their own making, and the module whose `run(options)` does it."""
 
 

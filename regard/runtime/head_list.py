@@ -20,6 +20,8 @@ from regard.errors import RegardError
 from regard.runtime.head_statistics import Overlap
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.model_identity import check_same
+from regard.runtime.panels import TablePanel
+from regard.runtime.table import Table
 
 if TYPE_CHECKING:
     from regard.runtime.anatomy import Anatomy
@@ -150,6 +152,18 @@ class HeadList(Sequence[Head]):
     def __repr__(self) -> str:
         some = ", ".join(f"{site} {head}" for site, head in self[:3]) + ", ..." * (self.leading > 3)
         return f"HeadList({self.leading} of {len(self.table)} heads: {some})"
+
+
+def list_panel(heads: HeadList, columns: Sequence[str] = ()) -> TablePanel:
+    """Return a list as a table for a page, each row opening its head.
+
+    Args:
+        columns: shown beside the score.
+    """
+    rows = [heads.table.at(*head) for head in heads]
+    names = {"site": [site for site, _ in heads], "head": [head for _, head in heads]}
+    values = {name: [row[name] for row in rows] for name in (SCORE, *columns)}
+    return TablePanel(title="Leading heads", table=Table({**names, **values}), heads=list(heads))
 
 
 def check_made_for(heads: Any, anatomy: Anatomy) -> None:

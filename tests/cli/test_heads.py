@@ -14,11 +14,9 @@ from regard.edit import ScaleHeads
 from regard.lens import Induction
 from regard.runtime.head_list import HeadList
 from regard.weights import load
-from tests.lens.test_retrieval_heads import copier
+from tests.lens.test_retrieval_heads import copier, word_tokenizer
 from tests.support import folders
 from tests.support.families import FAMILIES
-
-WORDS = ("end", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +31,7 @@ def counting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copier")
     model = copier(positions=256)
     model.save_pretrained(folder)
-    known = {word: place for place, word in enumerate(WORDS)} | {f"w{i}": i for i in range(12, 16)}
-    made = Tokenizer(models.WordLevel(known, unk_token="w15"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"unk_token": "w15", "eos_token": "end", "pad_token": "w12"}
-    tf.PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     told = [
         {"needle": "three four five", "question": "nine", "real_needle": "three four five", "stem": "two"},
         {"needle": "seven eight nine", "question": "ten", "real_needle": "seven eight nine", "stem": "six"},

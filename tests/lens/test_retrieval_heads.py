@@ -49,11 +49,16 @@ def copier(positions=64):
 @pytest.fixture(scope="module")
 def counting():
     """The copier, and a tokenizer of its words."""
+    return copier(), word_tokenizer()
+
+
+def word_tokenizer():
+    """A tokenizer of one token a word of WORDS; others are unknown."""
     known = {word: place for place, word in enumerate(WORDS)} | {f"w{i}": i for i in range(12, SIZE)}
     made = Tokenizer(models.WordLevel(known, unk_token="w15"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"unk_token": "w15", "eos_token": "end", "pad_token": "w12"}
-    return copier(), PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
 def asked(tokenizer, before, needle, after, answer=None):

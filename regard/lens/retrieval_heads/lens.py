@@ -54,7 +54,7 @@ class Copying(SequenceLens):
         >>> seen[Copying].top("recall", 5)                                          # doctest: +SKIP
     """
 
-    definition = "share of the needle that is written while the head looks at the very token, most of all"
+    definition = "share of the tokens of a hidden fact that are written while the head looks at them most"
     source = "Wu et al. 2024, arXiv 2404.15574"
     needs = "it takes generate() on token ids, and watch(spans={'needle': ...})"
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from regard.errors import NothingObserved
 from regard.lens.sentences import number, where
 from regard.runtime.findings import Finding
-from regard.runtime.head_list import TOP, HeadList
+from regard.runtime.head_list import TOP, HeadList, list_panel
 from regard.runtime.head_table import HeadTable
-from regard.runtime.panels import LinePanel, MapPanel, head_map
+from regard.runtime.panels import LinePanel, MapPanel, TablePanel, head_map
 
 RETRIEVAL = 0.1
 ANSWERED = 0.5
@@ -132,6 +132,13 @@ class RetrievalScores(HeadTable):
             ),
             *_stability(self.list(min(TOP, len(self)))),
         )
+
+
+def leading_panel(found: RetrievalScores, count: int = TOP) -> tuple[TablePanel, ...]:
+    """Return the leading heads as a table for a page; nothing where no prompt was answered."""
+    if not found.counted:
+        return ()
+    return (list_panel(found.list(min(count, len(found))), ("active", "first", "second")),)
 
 
 def _stability(found: HeadList) -> tuple[Finding, ...]:
