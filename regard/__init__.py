@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "regard.weights",
     "watch": "regard.runtime.verbs",
+    "load_edits": "regard.edit.files",
+    "save_edits": "regard.edit.files",
     "steer": "regard.runtime.verbs",
     "swap": "regard.attention.swap",
     "unswap": "regard.attention.kept",
@@ -28,12 +30,26 @@ _HOME = {
 if TYPE_CHECKING:
     from regard.attention.kept import unswap
     from regard.attention.swap import swap
+    from regard.edit.files import load_edits, save_edits
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.site import Point
     from regard.runtime.verbs import patch, steer, watch
     from regard.weights import load
 
-__all__ = ["Edit", "Lens", "Point", "Wanted", "load", "patch", "steer", "swap", "unswap", "watch"]
+__all__ = [
+    "Edit",
+    "Lens",
+    "Point",
+    "Wanted",
+    "load",
+    "load_edits",
+    "patch",
+    "save_edits",
+    "steer",
+    "swap",
+    "unswap",
+    "watch",
+]
 
 _transformers.when_loaded("regard.attention.register")
 

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--edit", action="append", metavar="'NAME KEY=VALUE ...'", help="an edit; may be given again"
     )
+    parser.add_argument("--edits", metavar="FILE", help="edits that regard.save_edits wrote")
     parser.add_argument(
         "--swap", action="append", metavar="'NAME KEY=VALUE ...'",
         help="a mechanism in place of attention; layers=0-5 says where",
@@ -78,13 +79,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_sides(options: argparse.Namespace) -> None:
-    changed = bool(options.edit or options.swap)
+    changed = bool(options.edit or options.swap or options.edits)
     if len(options.models) > 2:
         raise RegardError(f"diff compares two models, and got {len(options.models)}.")
     if len(options.models) == 2 and changed:
-        raise RegardError("diff compares two models, or one before and after --edit or --swap; give either.")
+        raise RegardError(
+            "diff compares two models, or one before and after --edit, --edits or --swap; give either."
+        )
     if len(options.models) < 2 and not changed:
-        raise RegardError("diff needs two models, or one and an --edit or --swap.")
+        raise RegardError("diff needs two models, or one and an --edit, --edits or --swap.")
 
 
 def _compared(
@@ -102,6 +105,8 @@ def _compared(
 
     for source in options.models:
         Source.find(source)
+    if options.edits:
+        changes = _with_saved(changes, options)
     lenses = chosen_lenses(options.lens)
     opened = paging.recording(lenses) if page else lenses
     named = options.lens is not None
@@ -122,6 +127,19 @@ def _compared(
     comparing.check_alike(first, other)
     after = comparing.look_at(other, opened, layers, named, other.name)
     return other, comparing.compare(before, after, other.ids, texts)
+
+
+def _with_saved(changes: Changes, options: argparse.Namespace) -> Changes:
+    """Add the edits of a file, having made sure that they are for this model, before its weights are read."""
+    from dataclasses import replace
+
+    from regard.edit.files import load_edits
+    from regard.runtime.anatomy import root_of
+    from regard.weights import Source
+
+    model = root_of(Source.find(options.models[0] if options.models else None).skeleton())
+    words = ", ".join(filter(None, [changes.words, options.edits]))
+    return replace(changes, edits=[*changes.edits, *load_edits(options.edits, model)], words=words)
 
 
 def _without_weights(look: Look) -> Look:

@@ -113,7 +113,7 @@ def test_the_page_holds_both_sides(regard, models, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "diff needs two models, or one and an --edit or --swap."),
+        ((), "diff needs two models, or one and an --edit, --edits or --swap."),
         (("{llama}",), "diff needs two models"),
         (("{llama}", "{llama}", "{llama}"), "got 3"),
         (("{llama}", "{llama}", "--edit", "scale-heads heads=0.1"), "give either"),
