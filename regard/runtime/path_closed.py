@@ -23,7 +23,6 @@ from regard.runtime.attribution import _ends
 from regard.runtime.path_stages import Held, Sender
 from regard.runtime.protocol import Edit
 from regard.runtime.recorded import tile
-from regard.runtime.row_patch import collect
 from regard.runtime.run import Run
 from regard.runtime.site import Point, Site
 
@@ -48,21 +47,17 @@ class Streams:
     """The clean residual stream at the position, and what each sender would add to it.
 
     Args:
-        ids: clean tokens up to the position, [N, P].
-        receiving: aliases of the receivers' layers; empty for the logits.
+        points: what the clean run was at the position, with `residual_pre` of all blocks and `residual` of the
+            last, [N, D] each.
     """
 
     def __init__(
-        self, root: nn.Module, anatomy: Anatomy, sites: Sequence[Site], ids: Tensor, held: Held,
-        receiving: Sequence[str],
-    ) -> None:  # fmt: skip
-        self.root, self.anatomy, self.held = root, anatomy, held
+        self, anatomy: Anatomy, sites: Sequence[Site], held: Held, points: Mapping[Point, Tensor]
+    ) -> None:
+        self.anatomy, self.held = anatomy, held
         self.sites = {site.alias: site for site in sites}
-        last = Point("residual", sites[-1].alias, position=-1)
-        points = [Point("residual_pre", alias, position=-1) for alias in receiving] or [last]
-        found = collect(root, {"input_ids": ids}, points)
-        self.entering: Mapping[str, Tensor] = {str(p.layer): x for p, x in found.items() if p is not last}
-        self.leaving = found.get(last)
+        self.entering = {str(p.layer): x for p, x in points.items() if p.kind == "residual_pre"}
+        self.leaving = next(x for p, x in points.items() if p.kind == "residual")
 
     def added(self, sender: Sender) -> Tensor:
         """Return d of a sender, [N, D]."""
@@ -80,7 +75,6 @@ class Streams:
     def logits(self, senders: Sequence[Sender], tokens: Tensor | None) -> Tensor:
         """Return the logits of each sender, [G * N, V]; NaN but for `tokens`, where these are given."""
         norm, unembedding = _ends(self.anatomy)
-        assert self.leaving is not None
         added = torch.cat([self.added(sender) for sender in senders])
         with torch.no_grad():
             final = norm(tile(self.leaving, len(senders)) + added)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Patcher:
 
     def __init__(
         self, root: nn.Module, sites: list[Site], ids: Tensor, at: int, held: Held,
-        received: Received | None, freeze_mlps: bool, metric: Scored, clean: Tensor, rows: int,
+        received: Received | None, freeze_mlps: bool, metric: Scored, clean: Tensor, rows: int, output: Any,
     ) -> None:  # fmt: skip
         self.root, self.sites, self.held, self.received, self.clean = root, sites, held, received, clean
         self.freeze_mlps, self.metric = freeze_mlps, metric
@@ -32,8 +33,6 @@ class Patcher:
         self.tokens: Tensor | None = None
         self.many = max(1, rows // len(ids))
         self.few = min(self.many, FEW // len(ids))
-        with torch.no_grad():
-            output = root(input_ids=ids, use_cache=True)
         prefix = prefix_cache(root, output, at)
         self.one = Replay(root, after_prefix(root, ids[:, at : at + 1], prefix))
         self.rest = None if received is None else Replay(root, after_prefix(root, ids[:, at:], prefix))

@@ -35,9 +35,10 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Outputs(Lens):
-    """Keeps the head outputs of the last position, of every site of a kind."""
+    """Keeps the head outputs of one position, of every site of a kind."""
 
     kind: str
+    at: int
 
     def fresh(self) -> Outputs:
         twin = super().fresh()
@@ -50,7 +51,7 @@ class Outputs(Lens):
 
     def head_outputs(self, call: Call) -> None:
         assert call.head_outputs is not None
-        self.found[call.site.alias] = call.head_outputs[:, :, -1].detach().clone()  # type: ignore[attr-defined]
+        self.found[call.site.alias] = call.head_outputs[:, :, self.at].detach().clone()  # type: ignore[attr-defined]
 
     def result(self) -> dict[str, Tensor]:
         return dict(self.found)  # type: ignore[attr-defined]

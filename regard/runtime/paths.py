@@ -22,9 +22,11 @@ al., 2024, arXiv 2310.08744, appendix. Status: agrees with the definition writte
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,10 +40,11 @@ from regard.runtime.path_closed import Streams
 from regard.runtime.path_runs import Patcher
 from regard.runtime.path_stages import COMPONENTS, Component, Held, Outputs, Received, Sender
 from regard.runtime.progress import bar
+from regard.runtime.recorded import logits_of
 from regard.runtime.resumable import Resumable
-from regard.runtime.row_patch import collect
+from regard.runtime.row_patch import Collected
 from regard.runtime.session import Session
-from regard.runtime.sides import Scored, aligned_sides, last_logits_of, require_change, scored
+from regard.runtime.sides import Scored, aligned_sides, require_change, scored
 from regard.runtime.site import Point, Site
 from regard.runtime.table import finite
 
@@ -171,6 +174,8 @@ class PathRuns:
     held: Held
     freeze_mlps: bool
     rows: int
+    output: Any
+    points: Mapping[Point, Tensor]
 
     @classmethod
     def of(
@@ -180,10 +185,29 @@ class PathRuns:
         """Run both sides."""
         anatomy = anatomy_of(root)
         sites = [site for site in anatomy.sites if site.kind == anatomy.main]
-        scores = [scored(metric, last_logits_of(root, side), len(side)) for side in sides]
+        mlp = [Point("mlp", site.alias, position=at) for site in sites] if freeze_mlps or mlps else []
+        streams = [Point("residual_pre", site.alias, position=at) for site in sites] if freeze_mlps else []
+        streams += [Point("residual", sites[-1].alias, position=at)] if freeze_mlps else []
+        clean = _Side.of(root, sites, sides[0], at, [*mlp, *streams])
+        corrupt = _Side.of(root, sites, sides[1], at, mlp)
+        scores = [scored(metric, side.logits, len(side.logits)) for side in (clean, corrupt)]
         require_change(scores)
-        held = _held(root, sites, [side[:, : at + 1] for side in sides], freeze_mlps or mlps)
-        return cls(root, anatomy, sites, sides, at, metric, scores, held, freeze_mlps, rows)
+        others = ({str(point.layer): side.points[point] for point in mlp} for side in (clean, corrupt))
+        held = Held(clean.heads, corrupt.heads, *others)
+        return cls(
+            root,
+            anatomy,
+            sites,
+            sides,
+            at,
+            metric,
+            scores,
+            held,
+            freeze_mlps,
+            rows,
+            clean.output,
+            clean.points,
+        )
 
     def effects(
         self, received: Received | None, senders: list[Sender] | None = None, *, mlps: bool = False,
@@ -194,12 +218,10 @@ class PathRuns:
         clean = self.sides[0]
         patcher = Patcher(
             self.root, self.sites, clean, self.at, self.held, received, self.freeze_mlps, self.metric,
-            self.scores[0], self.rows,
+            self.scores[0], self.rows, self.output,
         )  # fmt: skip
         if not exact:
-            heads = list(received.heads) if received else ()
-            before = clean[:, : self.at + 1]
-            patcher.close(Streams(self.root, self.anatomy, self.sites, before, self.held, heads), tokens)
+            patcher.close(Streams(self.anatomy, self.sites, self.held, self.points), tokens)
         sending = senders or [(s.alias, h) for s in self.sites for h in range(self.held.heads(s.alias))]
         sending = sending + ([(site.alias, None) for site in self.sites] if mlps else [])
         asked = {
@@ -254,16 +276,22 @@ def _found(
     return PathEffects(table, others, each, clean, corrupt)
 
 
-def _held(root: nn.Module, sites: list[Site], sides: list[Tensor], mlps: bool) -> Held:
-    heads, others = [], []
-    for ids in sides:
-        with torch.no_grad(), Session(root, [Outputs(kind=sites[0].kind)]) as session:
-            root(input_ids=ids, use_cache=False)
-        heads.append(session[Outputs])
-        points = [Point("mlp", site.alias, position=-1) for site in sites]
-        found = collect(root, {"input_ids": ids}, points) if mlps else {}
-        others.append({str(point.layer): x for point, x in found.items()})
-    return Held(*heads, *others)
+class _Side(NamedTuple):
+    """What a side of the prompts is: last logits, heads at the position, points, and the whole output."""
+
+    logits: Tensor
+    heads: Mapping[str, Tensor]
+    points: Mapping[Point, Tensor]
+    output: Any
+
+    @classmethod
+    def of(cls, root: nn.Module, sites: list[Site], ids: Tensor, at: int, points: list[Point]) -> _Side:
+        """Run a side once."""
+        lenses = [Outputs(kind=sites[0].kind, at=at), Collected(wanted=tuple(points))]
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(root.forward).parameters else {}
+        with torch.no_grad(), Session(root, lenses) as session:
+            output = root(input_ids=ids, use_cache=True, **keep)
+        return cls(logits_of(root, output)[:, -1], session[Outputs], session[Collected], output)
 
 
 def _receivers(
