@@ -151,7 +151,7 @@ def attribute_logits(
     root = root_of(model)
     anatomy = anatomy_of(root)
     require_attention(anatomy)
-    norm, unembedding = _ends(anatomy)
+    norm, unembedding = ends_of(anatomy)
     sites = [site for site in anatomy.sites if site.kind == anatomy.main]
     points = _points(anatomy, sites, position)
     values = {point: x.double() for point, x in collect(root, inputs, points).items()}
@@ -203,7 +203,12 @@ def _points(anatomy: Anatomy, sites: list[Site], position: int) -> list[Point]:
     return [*points, Point("final_norm", position=position), Point("logits", position=position)]
 
 
-def _ends(anatomy: Anatomy) -> tuple[nn.Module, nn.Module]:
+def ends_of(anatomy: Anatomy) -> tuple[nn.Module, nn.Module]:
+    """Return the final norm and the unembedding.
+
+    Raises:
+        UnsupportedModel: where one of them cannot be found or read.
+    """
     name = type(anatomy.root).__name__
     if anatomy.unembedding is None:
         raise UnsupportedModel(f"{name} has no unembedding, so nothing is added to a logit.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.anatomy import Anatomy
-from regard.runtime.attribution import _ends
+from regard.runtime.attribution import ends_of
 from regard.runtime.path_stages import Held, Sender
 from regard.runtime.protocol import Edit
 from regard.runtime.recorded import tile
@@ -47,8 +47,8 @@ class Streams:
     """The clean residual stream at the position, and what each sender would add to it.
 
     Args:
-        points: what the clean run was at the position, with `residual_pre` of all blocks and `residual` of the
-            last, [N, D] each.
+        points: what the clean run was at the position, with `residual_pre` of all blocks and `residual` of
+            the last, [N, D] each.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Streams:
 
     def logits(self, senders: Sequence[Sender], tokens: Tensor | None) -> Tensor:
         """Return the logits of each sender, [G * N, V]; NaN but for `tokens`, where these are given."""
-        norm, unembedding = _ends(self.anatomy)
+        norm, unembedding = ends_of(self.anatomy)
         added = torch.cat([self.added(sender) for sender in senders])
         with torch.no_grad():
             final = norm(tile(self.leaving, len(senders)) + added)

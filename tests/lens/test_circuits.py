@@ -8,11 +8,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from regard.errors import RegardError
-from regard.lens.circuits import PlaceAttention, Stage, discover_circuit, label_heads, roles_of
+from regard.lens.circuits import (
+    PlaceAttention,
+    Stage,
+    copying_scores,
+    discover_circuit,
+    label_heads,
+    roles_of,
+)
 from regard.lens.circuits.discover import Circuit
 from regard.lens.circuits.edges import circuit_edges
 from regard.lens.circuits.roles import PAIRS
-from regard.runtime import HeadTable, Session, path_patch
+from regard.runtime import HeadTable, Session, attribute_logits, path_patch
+from regard.runtime.edits import ScaleHeads
 from regard.tasks.ioi import TEMPLATES, ioi
 from tests.tasks.test_prompts import tokenizer
 
@@ -134,9 +142,46 @@ def test_where_heads_look_and_what_they_write(model, words):
     assert found.about["prompts"] == 8 and np.abs(found["direct"]).max() > 0
 
 
+def test_what_heads_write_with_others_off(model, words):
+    prompts, off = ioi(words, 2, templates=TEMPLATES[:1]), [("text.1", 2)]
+    found = label_heads(model, prompts, off=off)
+    answers = torch.tensor([[*pair.correct, *pair.wrong] for pair in prompts.pairs])
+    with Session(model, [ScaleHeads(heads=off, mode="mean")]):
+        direct = attribute_logits(model, {"input_ids": prompts.ids()}, answers).net().table("direct")
+    np.testing.assert_allclose(found["direct off"], direct["direct"], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(found["direct off"][8:], found["direct"][8:])
+
+
+def test_copying_scores(model, words):
+    """By the weights of a Llama: names through the value and output map of each head."""
+    prompts = ioi(words, 6)
+    found = copying_scores(model, prompts, top=8)
+    copied, negative = torch.zeros(3, 4), torch.zeros(3, 4)
+    for pair in prompts.pairs:
+        with torch.no_grad():
+            states = model(pair.clean_ids[None], output_hidden_states=True).hidden_states[1][0]
+            for place in ("IO", "S1"):
+                at = pair.places[place]
+                for i, layer in enumerate(model.model.layers):
+                    v = layer.self_attn.v_proj(layer.input_layernorm(states[at])).view(2, 8)
+                    for head in range(4):
+                        part = layer.self_attn.o_proj.weight[:, head * 8 : head * 8 + 8]
+                        for sign, into in ((1, copied), (-1, negative)):
+                            logits = model.lm_head(model.model.norm(sign * part @ v[head // 2]))
+                            into[i, head] += int(pair.clean_ids[at]) in logits.topk(8).indices.tolist()
+    np.testing.assert_allclose(found.grid("copying"), copied / 12, atol=1e-6)
+    np.testing.assert_allclose(found.grid("negative"), negative / 12, atol=1e-6)
+    assert found["copying"].max() > 0 and found.about["names"] == 12
+    some = copying_scores(model, prompts, [("text.2", 1), ("text.0", 3)], top=8)
+    assert some.at(2, 1)["copying"] == found.at(2, 1)["copying"] and len(some) == 2
+    with pytest.raises(RegardError, match="0 heads"):
+        copying_scores(model, prompts, [])
+
+
 def test_roles():
-    def one(direct, **looks):
+    def one(direct, off=None, **looks):
         columns = {f"{a}>{b}": [looks.get(f"{a}_{b}".replace("+1", "p"), 0.0)] for a, b in PAIRS}
+        columns |= {} if off is None else {"direct off": [off]}
         table = HeadTable.from_columns({"text.0": {**columns, "direct": [direct]}})
         return {role for role, heads in roles_of(table).items() if heads}
 
@@ -147,6 +192,8 @@ def test_roles():
     assert one(0.0, END_S2=0.4) == {"inhibition"}
     assert one(0.0, S2_S1=0.4, S2_S1p=0.5) == {"duplicate", "induction"}
     assert one(0.0, S1p_S1=0.4) == {"previous"}
+    assert one(0.0, END_IO=0.4, off=0.5) == {"backup mover"} and one(0.0, END_IO=0.4, off=0.05) == set()
+    assert one(0.5, END_IO=0.4, off=0.5) == {"mover"} and one(0.0, off=0.5) == set()
 
 
 def test_bad_stages(model, words):

@@ -6,6 +6,7 @@
     inhibition       at END looks at S2, and writes little
     duplicate        at S2 looks at S1              induction   at S2 looks at S1+1
     previous         at S1+1 looks at S1
+    backup mover     at END looks at IO and writes little; with the movers off, what raises it
 
 A head looks at a place where the mean weight is at least a threshold, 0.3 by default; it writes where the
 size of its direct effect is at least another, 0.1 logits. A head may have several roles, or none.
@@ -16,6 +17,7 @@ and the suppressor, which Merullo et al., 2024, arXiv 2310.08744, describe in GP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -28,6 +30,7 @@ from regard.errors import ShapeMismatch
 from regard.lens.base import Measure
 from regard.runtime.attribution import attribute_logits
 from regard.runtime.call import Call
+from regard.runtime.edits import ScaleHeads
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.protocol import EVERYTHING, Wanted
 from regard.runtime.session import Session
@@ -73,16 +76,18 @@ class PlaceAttention(Measure):
         return HeadTable.from_tally(self.tally, {name: name for name in self.pairs})
 
 
-def label_heads(model: nn.Module, prompts: Prompts) -> HeadTable:
+def label_heads(model: nn.Module, prompts: Prompts, *, off: Sequence[Head] = ()) -> HeadTable:
     """Return where each head looks, and what it writes, over prompts of indirect objects.
 
     Args:
         model: a causal language model in evaluation mode, whose logits can be taken apart.
         prompts: of `regard.tasks.ioi`.
+        off: heads to hold at their mean output in a second run, such as the movers: what takes their place?
 
     Returns:
         Columns `END>IO`, `END>S1`, `END>S2`, `S2>S1`, `S2>S1+1`, `S1+1>S1`, mean weights, and `direct`, the
-        mean direct effect on the logit difference, in logits.
+        mean direct effect on the logit difference, in logits; with `off` also `direct off`, the same in the
+        second run.
 
     Example:
         >>> roles_of(label_heads(model, ioi(tokenizer, 32)))["mover"]           # doctest: +SKIP
@@ -97,6 +102,10 @@ def label_heads(model: nn.Module, prompts: Prompts) -> HeadTable:
         direct = attribute_logits(model, {"input_ids": ids}, answers).net().table("direct")
         looked = session[PlaceAttention]
         tables.append({**looked.columns, "direct": direct["direct"]})
+        if off:
+            with Session(model, [ScaleHeads(heads=list(off), mode="mean")]):
+                again = attribute_logits(model, {"input_ids": ids}, answers).net().table("direct")
+            tables[-1]["direct off"] = again["direct"]
         counts.append(len(part))
         names = direct
     columns = {key: np.average([table[key] for table in tables], axis=0, weights=counts) for key in tables[0]}
@@ -115,7 +124,7 @@ def roles_of(table: HeadTable, *, looks: float = LOOKS, writes: float = WRITES) 
         >>> roles_of(HeadTable.from_columns({"text.0": columns}))["mover"]
         [('text.0', 0)]
     """
-    seen = {name: table[name] >= looks for name in table.columns if name != "direct"}
+    seen = {f"{a}>{b}": table[f"{a}>{b}"] >= looks for a, b in PAIRS}
     direct = table["direct"]
     subject = seen["END>S1"] | seen["END>S2"]
     chosen = {
@@ -127,4 +136,6 @@ def roles_of(table: HeadTable, *, looks: float = LOOKS, writes: float = WRITES) 
         "induction": seen["S2>S1+1"],
         "previous": seen["S1+1>S1"],
     }
+    if "direct off" in table.columns:
+        chosen["backup mover"] = seen["END>IO"] & (direct < writes) & (table["direct off"] >= writes)
     return {role: [table.names[i] for i in np.flatnonzero(mask)] for role, mask in chosen.items()}
