@@ -35,8 +35,8 @@ class Size:
     """How many seeds, prompts of a circuit, questions about colours."""
 
     seeds: int = 4
-    prompts: int = 12
-    questions: int = 48
+    prompts: int = 8
+    questions: int = 32
 
 
 def share(name: str, about: str) -> Quantity:
@@ -149,7 +149,7 @@ class CircuitReuse(Study):
         ),
     )  # fmt: skip
     full = Size()
-    quick = Size(seeds=1, prompts=4, questions=6)
+    quick = Size(seeds=1, prompts=2, questions=4)
 
     def prepare(self) -> None:
         import regard
