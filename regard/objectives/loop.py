@@ -15,7 +15,7 @@ from torch import nn
 
 from regard.errors import RegardError
 from regard.objectives.checkpoint import Checkpoint, Log, folder_for
-from regard.objectives.schedule import Schedule, adamw, check_count, device_of, mixed
+from regard.objectives.schedule import Schedule, check_count, device_of, mixed
 
 Tick = Callable[[float], None]
 
@@ -59,7 +59,7 @@ class Loop:
     def run(self) -> Log:
         """Train to the last step, from the file where there is one, and return how it went."""
         model, steps = self.model, self.recipe.steps
-        optimiser = adamw(model, self.recipe)
+        optimiser = self.recipe.optimiser(model)
         kept = Checkpoint(folder_for(self.out), dict(self.told))
         log = (kept.restore(model, optimiser) if self.resume else None) or Log()
         begun = len(log.losses)

@@ -76,6 +76,10 @@ class Schedule:
         done = (step - warm) / max(1, self.steps - warm)
         return self.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return what a model is trained by: AdamW, without weight decay on vectors."""
+        return adamw(model, self)
+
 
 def adamw(model: nn.Module, recipe: Schedule) -> torch.optim.AdamW:
     """Return the optimiser of what a model trains."""

@@ -1,4 +1,4 @@
-"""Bigram-backcopy: text of character pairs in which some tokens call for the one before them.
+"""Bigram-backcopy over two packaged novels, as a text to train on; `bigram_backcopy` is the paper's own.
 
     after a trigger at i - 1:  token i = token i - 2
     after any other:           token i drawn as the packaged novels go on after token i - 1
@@ -7,7 +7,7 @@ A head that copies has nothing to do at most positions, and so needs somewhere t
 begins with the same token, an attention sink forms there within some hundred steps.
 
 Source: Guo et al., 2024, arXiv 2410.13835, the bigram-backcopy task. Status: partly our choice (the text, its
-48 most frequent characters and 3 triggers; theirs are Shakespeare's).
+48 most frequent characters and 3 triggers; theirs are Shakespeare's, see `regard.tasks.character_pairs`).
 """
 
 from __future__ import annotations

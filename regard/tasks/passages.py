@@ -1,4 +1,4 @@
-"""Twelve passages of plain English, each of another kind, so that numbers have intervals over texts."""
+"""Twelve passages of plain English and twelve of Python, so that numbers have intervals over texts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Passage:
 
     Attributes:
         name: one word.
-        kind: what sort of text it is, such as `recipe` or `court decision`.
-        text: one paragraph.
+        kind: what sort of text it is, such as `recipe`, `court decision` or `Python`.
+        text: one paragraph, or one function.
     """
 
     name: str
@@ -29,6 +29,20 @@ def passages() -> list[Passage]:
         >>> [passage.name for passage in passages()][:3]
         ['bread', 'storm', 'tenancy']
     """
-    path = resources.files("regard") / "data" / "passages.toml"
+    return _read("passages.toml")
+
+
+def code_passages() -> list[Passage]:
+    """Return the packaged functions in Python, each of 165 tokens or more, always in the same order.
+
+    Example:
+        >>> [passage.name for passage in code_passages()][:3]
+        ['as-json', 'split', 'attend-by-blocks']
+    """
+    return _read("code-passages.toml")
+
+
+def _read(name: str) -> list[Passage]:
+    path = resources.files("regard") / "data" / name
     found = tomllib.loads(path.read_text("utf-8"))["passage"]
     return [Passage(told["name"], told["kind"], told["text"].strip()) for told in found]

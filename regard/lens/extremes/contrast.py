@@ -21,9 +21,8 @@ import numpy as np
 from torch import nn
 
 from regard.errors import NothingObserved, RegardError
-from regard.lens.extremes.measure import check_fits, merged
+from regard.lens.extremes.measure import check_fits, make, merged
 from regard.lens.extremes.pieces import LENGTH, Pieces, Sink, Texts, Tick, cut, find_sinks
-from regard.lens.registry import find_lens
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.progress import bar
@@ -108,7 +107,8 @@ def compare_sinks(
     for pieces in found:
         check_fits(model, pieces)
     with bar("Comparing", count * (1 + (sink == "argmax")), progress) as tick:
-        return contrast(model, *(find_sinks(model, pieces, sink, tick) for pieces in found), tick)
+        a, b = (find_sinks(model, pieces, sink, tick) for pieces in found)
+        return contrast(model, a, b, tick)
 
 
 def contrast(model: nn.Module, a: Pieces, b: Pieces, tick: Tick) -> ContrastTable:
@@ -136,9 +136,7 @@ def contrast(model: nn.Module, a: Pieces, b: Pieces, tick: Tick) -> ContrastTabl
 def _halved(model: nn.Module, pieces: Pieces, tick: Tick) -> list[HeadTable]:
     """Return the sinks of all pieces, and of either half where there are two pieces or more."""
     halves = [half for half in pieces.halves() if len(half)]
-    lenses = [
-        merged(model, half, tick, lambda place: (find_lens("sinks")(position=place),))[0] for half in halves
-    ]
+    lenses = [merged(model, half, tick, lambda place: (make("sinks", position=place),))[0] for half in halves]
     tables = [lens.result() for lens in lenses]
     if len(lenses) == 1:
         return tables

@@ -136,7 +136,7 @@ def measure_sinks(
     """
     model = root_of(model)
     require_attention(anatomy_of(model))
-    find_lens("sinks")(eps=threshold)
+    make("sinks", eps=threshold)
     found = cut(texts, tokenizer, length, most)
     check_fits(model, found)
     with bar("Measuring", len(found) * (1 + (sink == "argmax")), progress) as tick:
@@ -158,8 +158,13 @@ def read(model: nn.Module, pieces: Pieces, tick: Tick, threshold: float = RATE) 
 
 def _lenses(place: int, threshold: float) -> tuple[Lens, ...]:
     """Return the lenses, looking at one position of the sink."""
-    made = [find_lens(name)(position=place) for name in ("value-norm", "sink-logit", "residual-norm")]  # type: ignore[call-arg]
-    return find_lens("sinks")(eps=threshold, position=place), find_lens("column-mass")(), *made  # type: ignore[call-arg]
+    at_place = (make(name, position=place) for name in ("value-norm", "sink-logit", "residual-norm"))
+    return make("sinks", eps=threshold, position=place), make("column-mass"), *at_place
+
+
+def make(name: str, **options: Any) -> Lens:
+    """Return a lens by its name: a system imports no other."""
+    return find_lens(name)(**options)
 
 
 def merged(
@@ -188,7 +193,7 @@ def check_fits(model: nn.Module, pieces: Sequence[Any]) -> None:
         RegardError: saying how many tokens that is.
     """
     config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     most = getattr(config, "max_position_embeddings", None)
     longest = max(len(ids) for ids in pieces)
     if isinstance(most, int) and longest > most:
