@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,10 @@ class BackcopyModel(nn.Module):
                 f"dim is {dim}, layers {layers}, heads {heads} and longest {longest}; each must be at least "
                 "1, and heads must divide dim."
             )
-        self.options = {"vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
-                        "attention": attention, "longest": longest}  # fmt: skip
+        self.options: dict[str, Any] = {
+            "vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads, "attention": attention,
+            "longest": longest,
+        }  # fmt: skip
         self.tok_embeddings = nn.Embedding(vocabulary, dim)
         self.pos_embeddings = nn.Embedding(longest, dim)
         self.layers = nn.ModuleList(Layer(dim, heads, attention) for _ in range(layers))
@@ -102,13 +104,13 @@ class BackcopyModel(nn.Module):
     @torch.no_grad()
     def trace(self, tokens: Tensor) -> Trace:
         """Return what happens inside on tokens int64 [B, T], without gradients."""
-        h, found = self._embedded(tokens), []
+        h = self._embedded(tokens)
+        found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for layer in cast(Iterable[Layer], self.layers):
             x = layer.attention_norm(h)
             scores, weights, v = layer.attention.parts(x)
-            found.append((scores, weights, layer.attention.written(v)))
             h = layer(h)
-            found[-1] = (*found[-1], h.norm(dim=-1))
+            found.append((scores, weights, layer.attention.written(v), h.norm(dim=-1)))
         return Trace(self.output(self.norm(h)), *zip(*found, strict=True))
 
     def _embedded(self, tokens: Tensor) -> Tensor:

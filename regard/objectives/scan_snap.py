@@ -62,9 +62,9 @@ class History:
     def snap(self) -> int | None:
         """First step after which the speed stays below 5 % of its peak; None where it never does."""
         speed = np.array(self.measures["speed"][1:])
-        moving = np.flatnonzero(speed >= STILL * speed.max()) if len(speed) and speed.max() > 0 else []
-        if not len(moving):
+        if not speed.any():
             return 0
+        moving = np.flatnonzero(speed >= STILL * speed.max())
         last = int(moving[-1]) + 1
         return last + 1 if last < len(speed) else None
 
@@ -85,7 +85,8 @@ class _Watcher:
         self.contexts = torch.from_numpy(data.contexts).to(model.z)
         self.numbers = torch.arange(data.classes, device=model.z.device)
         self.queries, self.targets = data.last_of(self.numbers), data.next_of(self.numbers)
-        self.history, self.kept = History(), []
+        self.history = History()
+        self.kept: list[Tensor] = []
 
     @torch.no_grad()
     def note(self) -> None:
@@ -211,8 +212,8 @@ def flow(
         for step in range(steps):
             moved = model.gradients(watcher.contexts, watcher.queries, watcher.targets, shares)
             with torch.no_grad():
-                model.z += size * rate_z * moved.z
-                model.y += size * rate_y * moved.y
+                model.z.add_(moved.z, alpha=size * rate_z)
+                model.y.add_(moved.y, alpha=size * rate_y)
             watcher.note()
             _finite(watcher.history.measures["loss"][-1], step, rate_z, rate_y)
             advance(step + 1)

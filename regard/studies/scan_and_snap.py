@@ -143,8 +143,8 @@ class ScanAndSnap(Study):
                 yield Step(f"medium ratio {ratio}, seed {seed}", partial(self.medium, 1.0, ratio, seed))
             for rate in RATES_Z:
                 yield Step(f"medium rate {rate:g}, seed {seed}", partial(self.medium, rate, 1.0, seed))
-        for name, ratio in (("fast", 300.0), ("equal", 1.0)):
-            yield Step(f"flow {name}", partial(self.flow, ratio), cost=8)
+        for name, faster in (("fast", 300.0), ("equal", 1.0)):
+            yield Step(f"flow {name}", partial(self.flow, faster), cost=8)
 
     def small(self, name: str, seed: int) -> dict[str, Any]:
         """Train on Syn-Small, and return what was seen."""

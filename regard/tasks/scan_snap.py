@@ -70,8 +70,8 @@ class TokenComposition:
         given = self.weights
         if given is not None and (len(given) != self.num_distinct or not all(w > 0 for w in given)):
             raise RegardError(
-                f"weights is {list(given)}; it takes {self.num_distinct} numbers above 0, one for each distinct "
-                "token."
+                f"weights is {list(given)}; it takes {self.num_distinct} numbers above 0, one for each "
+                "distinct token."
             )
 
     @property

@@ -162,7 +162,7 @@ def _lenses(place: int, threshold: float) -> tuple[Lens, ...]:
     return make("sinks", eps=threshold, position=place), make("column-mass"), *at_place
 
 
-def make(name: str, **options: Any) -> Lens:
+def make(name: str, /, **options: Any) -> Lens:
     """Return a lens by its name: a system imports no other."""
     return find_lens(name)(**options)
 
