@@ -36,7 +36,7 @@ from regard.weights import Source
 from regard.weights.device import check_device, check_dtype
 from regard.weights.quiet import busy
 
-PIECE, PROBE, SETS, ROWS = 64, 50, 2, 8
+PIECE, MOST, PROBE, SETS, ROWS = 64, 32, 50, 2, 8
 CODE = ("runtime/session.py", "runtime/head_table.py", "cli/command.py", "engines/rows.py")
 
 
@@ -51,7 +51,7 @@ class Ranking:
         heads: the list.
         sets: what the two sets of prompts are.
         chance: the score of a head that does nothing in particular.
-        by: what head that is.
+        by: what head that is; empty where the findings say it.
         shown: columns to print beside the score.
         findings: sentences of the kind itself.
         panels: what else the page shows.
@@ -80,7 +80,8 @@ class Ranking:
                 f"(Spearman), and the {len(self.heads)} leading ones share {shared.shared} "
                 f"(chance {shared.expected:.1f})."
             )
-        said.append(f"{self.by} would have {self.chance:.4f}.")
+        if self.by:
+            said.append(f"{self.by} would have {self.chance:.4f}.")
         return said
 
 
@@ -160,7 +161,7 @@ def of_scores(found: RetrievalScores, top: int, name: str, origin: str) -> Ranki
     heads = found.list(top)
     return Ranking(
         kind="retrieval", title=_title(name, heads), origin=origin, heads=heads,
-        sets="two halves of the facts", chance=found.chance, by="A head that looks at any token",
+        sets="two halves of the facts", chance=found.chance, by="",
         shown=("active", "first", "second"),
         findings=found.findings(), panels=(found.depths(),),
     )  # fmt: skip
@@ -202,7 +203,7 @@ def rank_dormant(made: Prepared, options: argparse.Namespace) -> Ranking:
         if len(cut(text, tokenizer, PIECE)) < SETS:
             raise RegardError(f"{where} is too short; two pieces of {PIECE} tokens are needed.")
     model = made.load()
-    found = compare_sinks(model, tokenizer, first, second, length=PIECE)
+    found = compare_sinks(model, tokenizer, first, second, length=PIECE, most=MOST)
     noise = [np.abs(found[f"noise_{domain}"]) for domain in "ab"]
     columns = {
         "score": np.abs(found["contrast"]), "first": np.abs(found["contrast_1"]),

@@ -19,6 +19,7 @@ from regard.lens.retrieval_heads.answering import rouge_recall
 from regard.lens.retrieval_heads.detection import detect
 from regard.lens.retrieval_heads.scores import RetrievalScores, leading_panel
 from regard.report import Recorder, Report, Section
+from regard.runtime.panels import Panel
 from regard.runtime.table import finite, write_text
 from regard.tasks.needles import DEPTHS, LENGTHS, Asked, Needles, needle, packaged_facts
 from regard.weights import Source
@@ -72,7 +73,7 @@ def write_report(path: Path, look: Look, prompts: Needles, found: RetrievalScore
     shown = _shown(prompts, found)
     look = dataclasses.replace(look, ids=shown.ids[None].to(look.ids.device))
     seen = look.at_text({RECORDER: Recorder(name=RECORDER)}, None, True)
-    panels = [*found.panels(), *leading_panel(found), found.depths()]
+    panels: list[Panel] = [*found.panels(), *leading_panel(found), found.depths()]
     section = Section(
         title=f"On {_words(prompts)}", short="needles", findings=found.findings(), panels=panels,
         recorded=seen[RECORDER],

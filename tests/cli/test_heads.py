@@ -75,7 +75,7 @@ def test_retrieval_finds_the_head_made_to_copy_and_saves_it(regard, counting, tm
     assert [line.split() for line in out.splitlines() if line.strip().startswith("1 ")] == [
         ["1", "0", "0", "1.000", "1.000", "1.000", "1.000"]
     ]
-    assert "4 of 4 prompts were answered" in out and "A head that looks at any token would have 0.0" in out
+    assert "4 of 4 prompts were answered" in out and "a head that looks anywhere would have 0.0" in out
     assert "and the 1 leading ones share 1 (chance 0.5)" in out
     heads = HeadList.load(path)
     assert list(heads) == [("text.0", 0)] and heads.about["model"]["class"] == "GPT2LMHeadModel"

@@ -21,6 +21,7 @@ from regard.lens.retrieval_heads.official import read_official
 from regard.runtime.edits import ScaleHeads
 from regard.runtime.head_list import HeadList
 from regard.runtime.head_table import HeadTable
+from regard.runtime.protocol import Edit
 from regard.runtime.table import finite
 from regard.tasks.needle_controls import copying, knowing
 from regard.tasks.needles import needle
@@ -81,11 +82,11 @@ def _answer(request: Request) -> dict[str, Any]:
     }
     found: dict[str, dict[str, list[float]]] = {}
     for how, sets in edits.items():
-        masks = [
-            (ScaleHeads(heads=some, mode=options.mode, scope=options.scope),) for some in sets
-        ] or [()]  # fmt: skip
+        masks: list[list[Edit]] = [
+            [ScaleHeads(heads=some, mode=options.mode, scope=options.scope)] for some in sets
+        ]
         found[how] = {
-            task: [answer(model, request.tokenizer, some, *mask).mean for mask in masks]
+            task: [answer(model, request.tokenizer, some, *mask).mean for mask in masks or [[]]]
             for task, some in tasks.items()
         }
     _print(request, heads, found)
