@@ -1,4 +1,4 @@
-"""A tiny random Llama of transformers with its tokenizer, for quick runs of what needs a pretrained model."""
+"""Small random Llamas of transformers: one with a tokenizer, for quick runs of what needs a pretrained model."""
 
 from __future__ import annotations
 
@@ -23,3 +23,20 @@ def tiny_llama(data: Corpus) -> tuple[Any, Any]:
         num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     return LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=data.tokenizer)
+
+
+def random_llama(
+    vocabulary: int, *, width: int = 64, layers: int = 3, heads: int = 4, key_heads: int = 2, mlp: int = 128
+) -> Any:
+    """Return a model of given sizes without a tokenizer, its weights drawn by torch's generator.
+
+    Example:
+        >>> sum(p.numel() for p in random_llama(49).parameters())
+        117312
+    """
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)

@@ -99,13 +99,16 @@ def _edit_inputs(call: Call, edits: Sequence[Edit]) -> None:
         if not isinstance(new, tuple | list) or len(new) != 3:
             raise ShapeMismatch(f"{type(edit).__name__}.inputs must return (q, k, v), or None.")
         old = (call.q, call.k, call.v)
-        call.q, call.k, call.v = (_replaced(edit, *pair) for pair in zip(new, old, strict=True))
+        heads = call.q.shape[1]
+        call.q, call.k, call.v = (_replaced(edit, *pair, heads) for pair in zip(new, old, strict=True))
 
 
-def _replaced(edit: Edit, new: Tensor | None, old: Tensor) -> Tensor:
+def _replaced(edit: Edit, new: Tensor | None, old: Tensor, heads: int | None = None) -> Tensor:
+    """The tensor that an edit returned; keys and values may come back as `call.expand()` gives them."""
     if new is None:
         return old
-    if new.shape != old.shape:
+    expanded = (old.shape[0], heads, *old.shape[2:])
+    if new.shape not in (old.shape, expanded):
         raise ShapeMismatch(
             f"{type(edit).__name__} returned a tensor of shape {tuple(new.shape)} "
             f"in place of one of shape {tuple(old.shape)}."

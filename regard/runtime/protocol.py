@@ -51,7 +51,8 @@ class Stage:
         step(run, tokens)                      after each generated token; tokens [B]
 
     A lens' methods return nothing. An edit's `inputs` returns (q, k, v), `scores`, `weights`,
-    `head_outputs` and `hidden` return the new tensor; None leaves it as it was.
+    `head_outputs` and `hidden` return the new tensor; None leaves it as it was. Keys and values may come
+    back one for each query head, as `call.expand()` gives them.
     """
 
     def wants(self, call: Call) -> Wanted | None:

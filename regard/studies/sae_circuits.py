@@ -61,7 +61,11 @@ def area(name: str, about: str, over: str = "prompt sets") -> Quantity:
 
 def rule(measure: str, comparison: str, control: str | None, threshold: float = 0.0) -> Rule:
     return Rule(
-        measure=measure, comparison=comparison, control=control, threshold=threshold, paired=control is not None
+        measure=measure,
+        comparison=comparison,
+        control=control,
+        threshold=threshold,
+        paired=control is not None,
     )
 
 

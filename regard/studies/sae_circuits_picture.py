@@ -49,7 +49,9 @@ def _groups(
             )  # fmt: skip
     axes.axhline(0.5, color=COLOURS["grey"], linestyle=":", linewidth=1)
     middle = (len(ways) - 1) / 2
-    axes.set_xticks([group * (len(ways) + 1.2) + middle for group in range(len(groups))], list(groups.values()))
+    axes.set_xticks(
+        [group * (len(ways) + 1.2) + middle for group in range(len(groups))], list(groups.values())
+    )
     axes.set_ylim(0, 1.03)
     axes.set_title(title)
     axes.legend(fontsize=8, loc="lower right")

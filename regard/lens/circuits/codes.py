@@ -113,7 +113,9 @@ class Codes:
             save_file({"values": self.values.astype(np.int32), "positive": self.positive}, partial, about)
             os.replace(partial, target)
         except (OSError, SafetensorError) as error:
-            raise RegardError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}.") from error
+            raise RegardError(
+                f"cannot write {target}: {getattr(error, 'strerror', None) or error}."
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

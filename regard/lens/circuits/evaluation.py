@@ -105,7 +105,9 @@ def evaluate(
     return _with_curves(found, values, inside) if 0 < count < len(values) else found
 
 
-def members(table: HeadTable, truth: str | Sequence[HeadName], version: str | None = None) -> npt.NDArray[np.bool_]:
+def members(
+    table: HeadTable, truth: str | Sequence[HeadName], version: str | None = None
+) -> npt.NDArray[np.bool_]:
     """Return which rows of a table belong to a circuit, bool [N].
 
     Raises:

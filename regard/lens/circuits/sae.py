@@ -59,7 +59,9 @@ class CircuitScores:
         """Return in words what is wrong with the codes, or ""."""
         if self.degenerate:
             trials = f"{self.degenerate} of {len(self.codes)} trials"
-            return f"in {trials} every head has one code alone, which tells nothing; lower l1, or standardise."
+            return (
+                f"in {trials} every head has one code alone, which tells nothing; lower l1, or standardise."
+            )
         return f"{self.dead:.0%} of codes are those of no activity; lower l1." if self.dead > 0.5 else ""
 
 
@@ -221,7 +223,9 @@ def _check(train_examples: int, prompts: int, standardise: str | None, trials: i
         raise RegardError(f"trials is {trials!r}; it must be a whole number from 1.")
 
 
-def table_of(found: CircuitScores, columns: Sequence[str] = ("sae", "edges", *BASELINES)) -> list[dict[str, Any]]:
+def table_of(
+    found: CircuitScores, columns: Sequence[str] = ("sae", "edges", *BASELINES)
+) -> list[dict[str, Any]]:
     """Return rows of the scores, best by `sae` first, plain values."""
     rows = []
     for i in np.argsort(-found.table["sae"], kind="stable"):
