@@ -1,4 +1,4 @@
-"""Small random Llamas of transformers: one with a tokenizer, for quick runs of what needs a pretrained model."""
+"""Small random Llamas of transformers: one with a tokenizer, for what needs a pretrained model."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """What patching the last position of one head or MLP does to an answer: in all, and by the direct path alone.
 
-    total    the clean prompt, node n at the last position that of the corrupt prompt, all that follows recomputed
-    direct   the final residual stream less n's clean and plus its corrupt contribution, through the final norm and
-             the unembedding as they are: later blocks do not see it
+    total    the clean prompt, node n at the last position that of the corrupt prompt, all that follows
+             recomputed
+    direct   the final residual stream less n's clean and plus its corrupt contribution, through the final
+             norm and the unembedding as they are: later blocks do not see it
     effect = net (patched) - net (clean),       net = logit of the right token - mean logit of the others
 
-A head with a large total and a small direct effect feeds other heads. Totals run one token after a cached prefix,
-the nodes of a layer side by side.
+A head with a large total and a small direct effect feeds other heads. Totals run one token after a cached
+prefix, the nodes of a layer side by side.
 
-Source: Lieberum et al., 2023, arXiv 2307.09458, sections 3 and 4. Status: agrees with the definition written out.
+Source: Lieberum et al., 2023, arXiv 2307.09458, sections 3 and 4. Status: agrees with the definition written
+out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     R(p)^-1 x = R(-p) x / a^2        with R(p) x = a (x cos + half(x) sin) as the model's file computes it
 
-`a` is the factor that some long-context variants put on cos and sin. Positions that are not rotary leave queries
-and keys as they are. Status: our choice; agrees with what the projections give.
+`a` is the factor that some long-context variants put on cos and sin. Positions that are not rotary leave
+queries and keys as they are. Status: our choice; agrees with what the projections give.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Rotary:
             raise UnsupportedModel(
                 f"{type(site.module).__name__} rotates queries and keys in a way that regard does not know."
             )
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def _angles(root: nn.Module) -> nn.Module | None:
@@ -93,7 +93,7 @@ def _angles(root: nn.Module) -> nn.Module | None:
     ]
     if len(wanted) != 2 or len({type(m) for m in every}) > 1:
         raise UnsupportedModel(
-            f"{type(root).__name__} has several kinds of rotary positions, so queries and keys before them cannot "
-            "be told."
+            f"{type(root).__name__} has several kinds of rotary positions, so queries and keys before them "
+            "cannot be told."
         )
     return every[0]

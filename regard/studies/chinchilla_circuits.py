@@ -1,12 +1,12 @@
-"""Does Circuit Analysis Interpretability Scale? Multiple Choice in Chinchilla (Lieberum et al., 2023, arXiv 2307.09458).
+"""Does Circuit Analysis Interpretability Scale? (Lieberum et al., 2023, arXiv 2307.09458).
 
     q' = mean + V_r V_r^T (q - mean)        queries at the last position; the same for keys at the labels
 
-A transformer of three layers learns symbolic multiple choice from scratch, with labels A to D or letters drawn anew.
-Its logits are taken apart, and queries and keys of the layer whose heads look most at the right label are kept to r
-directions: fitted ones, those fitted on the other kind of labels, and random ones. SmolLM2-135M-Instruct is asked
-by label and by content: it cannot do the first, so nothing is claimed of its label heads.
-Status: sizes and rules are our choice; the paper takes Chinchilla 70B and MMLU.
+A transformer of three layers learns symbolic multiple choice from scratch, with labels A to D or letters
+drawn anew. Its logits are taken apart, and queries and keys of the layer whose heads look most at the right
+label are kept to r directions: fitted ones, those fitted on the other kind of labels, and random ones.
+SmolLM2-135M-Instruct is asked by label and by content: it cannot do the first, so nothing is claimed of its
+label heads. Status: sizes and rules are our choice; the paper takes Chinchilla 70B and MMLU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RANKS = (0, 1, 2, 3, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Size:
-    """Models, and steps of training; prompts to fit on and to test; random draws; question sets, and questions."""
+    """Models, and steps of training; prompts to fit on and to test; draws; question sets, and questions."""
 
     seeds: int = 3
     steps: int = 2250
@@ -45,6 +45,14 @@ class Size:
 
 def share(name: str, about: str, over: str = "seeds") -> Quantity:
     return Quantity(name=name, about=about, over=over, low=0, high=1, unit="%")
+
+
+def logits(name: str, about: str, **options: Any) -> Quantity:
+    return Quantity(name=name, about=about, unit="logits", **options)
+
+
+def cosine(name: str, about: str) -> Quantity:
+    return Quantity(name=name, about=about, low=-1, high=1)
 
 
 def rule(measure: str, comparison: str, control: str | None, threshold: float = 0.0, **options: Any) -> Rule:
@@ -61,34 +69,43 @@ LEARNT = (rule("ordered_full", "above", None, 0.95), rule("random_full", "above"
 class ChinchillaCircuits(Study):
     """What carries the right label, in how few directions, and whether other letters find the same ones."""
 
-    title = "Does Circuit Analysis Interpretability Scale? Evidence from Multiple Choice Capabilities in Chinchilla"
+    title = (
+        "Does Circuit Analysis Interpretability Scale? "
+        "Evidence from Multiple Choice Capabilities in Chinchilla"
+    )
     paper = "Lieberum et al. 2023, arXiv 2307.09458"
     quantities = (
         *(share(f"{kind}_full", f"accuracy, {about}") for kind, about in KINDS.items()),
-        *(share(f"{kind}_{r}", f"accuracy, {about}, rank {r}") for kind, about in KINDS.items() for r in RANKS),
+        *(
+            share(f"{kind}_{r}", f"accuracy, {about}, rank {r}")
+            for kind, about in KINDS.items()
+            for r in RANKS
+        ),
         share("crossed_3", "accuracy, labels A to D, rank 3 fitted on letters drawn"),
         share("one_head_0", "accuracy, labels A to D, one head at rank 0"),
         share("drawn_3", "accuracy, labels A to D, rank 3, mean of random directions"),
-        Quantity(name="net_full", about="net logit, labels A to D", unit="logits"),
-        Quantity(name="net_3", about="net logit, labels A to D, rank 3", unit="logits"),
-        Quantity(name="net_drawn", about="net logit, labels A to D, rank 3, best of random directions", unit="logits"),
-        Quantity(name="same", about="cosine of key centroids, A to D and letters drawn, same place", low=-1, high=1),
-        Quantity(name="other", about="the same, other places", low=-1, high=1),
+        logits("net_full", "net logit, labels A to D"),
+        logits("net_3", "net logit, labels A to D, rank 3"),
+        logits("net_drawn", "net logit, labels A to D, rank 3, best of random directions"),
+        cosine("same", "cosine of key centroids, A to D and letters drawn, same place"),
+        cosine("other", "the same, other places"),
         share("between", "output nodes shared by labels A to D and letters drawn, of their union"),
         share("within", "output nodes shared by two halves of the prompts with A to D, of their union"),
-        Quantity(name="diagonal", about="largest mean diagonal of a head's effects, labels A to D", unit="logits"),
-        Quantity(name="diagonal_shuffled", about="the same head's, right places shuffled", unit="logits"),
-        Quantity(name="error", about="sum of the parts less the logits, largest", low=0, unit="logits"),
-        Quantity(name="averaged", about="the same with one scale of the norm for all prompts", low=0, unit="logits"),
-        Quantity(name="real_error", about="sum of the parts less SmolLM2's logits, largest", over="sets", low=0,
-                 unit="logits"),
+        logits("diagonal", "largest mean diagonal of a head's effects, labels A to D"),
+        logits("diagonal_shuffled", "the same head's, right places shuffled"),
+        logits("error", "sum of the parts less the logits, largest", low=0),
+        logits("averaged", "the same with one scale of the norm for all prompts", low=0),
+        logits("real_error", "sum of the parts less SmolLM2's logits, largest", low=0, over="sets"),
         share("label", "SmolLM2, right by the label, of four", "sets"),
         share("content", "SmolLM2, right by the content", "sets"),
     )  # fmt: skip
     claims = (
         Claim(
             name="exact",
-            text="Heads, MLPs and embedding add up to the logits, where the norm's scale is that of each prompt.",
+            text=(
+                "Heads, MLPs and embedding add up to the logits, "
+                "where the norm's scale is that of each prompt."
+            ),
             rules=(
                 rule("error", "below", None, 1e-3),
                 rule("real_error", "below", None, 1e-3),

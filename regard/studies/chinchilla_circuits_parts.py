@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from regard.lens.circuits.choosing import net_of
 from regard.lens.circuits.label_heads import LastRow, _columns
 from regard.lens.circuits.subspaces import Subspaces, fit_subspaces
 from regard.models.tiny_llama import random_llama
@@ -21,6 +22,7 @@ from regard.runtime.verbs import steer
 from regard.tasks.symbolic_choice import KINDS, SymbolicChoice, SymbolicQuestions
 
 RATE, CLIP, RANK = 1.5e-3, 1.0, 3
+EPS = 1e-6
 TASK = SymbolicChoice()
 Report = tuple[float, float]
 
@@ -71,7 +73,8 @@ def looked_into(model: nn.Module, seed: int, size: Any, ranks: Sequence[int]) ->
         **{f"{kind}_full": full[kind][0] for kind in KINDS},
         **{f"{kind}_{r}": curves[kind][i][0] for kind in KINDS for i, r in enumerate(ranks)},
         "crossed_3": crossed[0], "one_head_0": alone[0], "drawn_3": _mean([d[0] for d in drawn]),
-        "net_full": full["ordered"][1], "net_3": curves["ordered"][at][1], "net_drawn": max(d[1] for d in drawn),
+        "net_full": full["ordered"][1], "net_3": curves["ordered"][at][1],
+        "net_drawn": max(d[1] for d in drawn),
         "same": same, "other": other,
         "between": _jaccard(parts["ordered"], parts["random"]), "within": _jaccard(*halves),
         "diagonal": diagonal, "diagonal_shuffled": shuffled, "error": error, "averaged": averaged,
@@ -96,36 +99,35 @@ def right_label_weights(model: nn.Module, asked: SymbolicQuestions) -> dict[str,
     return {alias: found["right"][..., 0].mean(0) for alias, found in session[LastRow].items()}
 
 
-def places(asked: SymbolicQuestions) -> dict[str, Tensor]:
-    """Return where queries and keys are looked at: the last position, and the labels."""
+def places(asked: SymbolicQuestions) -> tuple[Tensor, Tensor]:
+    """Return where queries and keys are looked at: the last position [B], and the labels [B, options]."""
     count = len(asked.ids)
-    return {
-        "queries": torch.full((count,), asked.ids.shape[1] - 1),
-        "keys": TASK.places.expand(count, -1),
-    }
+    return torch.full((count,), asked.ids.shape[1] - 1), TASK.places.expand(count, -1)
 
 
 def fit(model: nn.Module, asked: SymbolicQuestions, heads: Sequence[Head]) -> Subspaces:
     """Return the directions of queries and keys over prompts."""
-    return fit_subspaces(model, {"input_ids": asked.ids}, heads, **places(asked), components=("query", "key"))
+    ends, labels = places(asked)
+    given = {"input_ids": asked.ids}
+    return fit_subspaces(model, given, heads, queries=ends, keys=labels, components=("query", "key"))
 
 
 def scored(
     model: nn.Module, asked: SymbolicQuestions, basis: Subspaces | None = None, rank: int | None = None,
     heads: Sequence[Head] | None = None,
 ) -> Report:  # fmt: skip
-    """Return the accuracy among the four labels, and the mean net logit; with queries and keys kept to a rank."""
-    edits = [] if basis is None else [basis.edit(rank, **places(asked), heads=heads)]
+    """Return the accuracy among the labels, and the mean net logit; queries and keys kept to a rank."""
+    ends, labels = places(asked)
+    edits = [] if basis is None else [basis.edit(rank, queries=ends, keys=labels, heads=heads)]
     with torch.no_grad(), steer(model, *edits) if edits else Session(model, []):
         logits = model(input_ids=asked.ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-    labels = logits.gather(1, asked.labels)
-    own = labels.gather(1, asked.right[:, None])[:, 0]
-    net = own - (labels.sum(1) - own) / (labels.shape[1] - 1)
-    return float((labels.argmax(1) == asked.right).float().mean()), float(net.mean())
+    said = logits.gather(1, asked.labels)
+    net = net_of(said, asked.right)
+    return float((said.argmax(1) == asked.right).float().mean()), float(net.mean())
 
 
 def aligned(first: Subspaces, second: Subspaces) -> tuple[float, float]:
-    """Return the mean cosine of key centroids of the same place, and of other places, of two sets of labels."""
+    """Return the mean cosine of two sets' key centroids of the same place, and of other places."""
     same, other = [], []
     for head in first.heads:
         one, two = (basis.centroids(head, "key") for basis in (first, second))
@@ -146,17 +148,17 @@ def apart(model: nn.Module, asked: SymbolicQuestions) -> LogitAttribution:
 
 
 def errors(model: nn.Module, asked: SymbolicQuestions) -> Report:
-    """Return the largest error of the sum of all parts; and with the mean scale of the norm for all prompts."""
+    """Return the largest error of the sum of all parts; and with one scale of the norm for all."""
     found = attribute_logits(model, {"input_ids": asked.ids}, asked.labels)
     point = Point("residual", found.sites[-1], position=-1)
     stream = collect(model, {"input_ids": asked.ids}, [point])[point].double()
-    scale = (stream.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).rsqrt()  # type: ignore[union-attr]
+    scale = (stream.square().mean(-1, keepdim=True) + EPS).rsqrt()
     held = found.total * scale.mean() / scale
     return float((found.total - found.logits).abs().max()), float((held - found.logits).abs().max())
 
 
 def diagonals(model: nn.Module, asked: SymbolicQuestions, seed: int) -> Report:
-    """Return the largest mean diagonal of a head's effects on labels, and that head's with right places shuffled."""
+    """Return the largest mean diagonal of a head's effects, and that head's with places shuffled."""
     effects = attribute_logits(model, {"input_ids": asked.ids}, asked.labels).heads.flatten(0, 1)
     columns = _columns(effects, asked.right, seed)
     best = int(columns["diagonal"].argmax())

@@ -1,4 +1,4 @@
-"""The picture of `chinchilla-circuits`: ranks, net logits against random draws, nodes of two kinds of labels, words."""
+"""The picture of `chinchilla-circuits`: ranks, random draws, nodes of two kinds of labels, words."""
 
 from __future__ import annotations
 

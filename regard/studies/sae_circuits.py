@@ -1,12 +1,12 @@
-"""Sparse Autoencoders Enable Scalable and Reliable Circuit Identification (O'Neill et al., 2024, arXiv 2405.12522).
+"""Sparse Autoencoders Enable .. Circuit Identification (O'Neill et al., 2024, arXiv 2405.12522).
 
     score of a head = how many codes it shows in prompts with the task, and in none without
 
-On planted circuits, where class means tell and where they do not, and on SmolLM2-135M-Instruct, where the truth
-is the circuit that path patching finds on other prompts: per stage the 2 % of heads with the largest effect, of
-at least 2 % of the whole change. Every number stands beside labels shuffled, the difference of class means and
-the mere number of the layer. Each prompt set draws its prompts, examples and first weights anew.
-Status: sizes and rules are our choice; the paper takes GPT-2 small and published lists.
+On planted circuits, where class means tell and where they do not, and on SmolLM2-135M-Instruct, where the
+truth is the circuit that path patching finds on other prompts: per stage the 2 % of heads with the largest
+effect, of at least 2 % of the whole change. Every number stands beside labels shuffled, the difference of
+class means and the mere number of the layer. Each prompt set draws its prompts, examples and first weights
+anew. Status: sizes and rules are our choice; the paper takes GPT-2 small and published lists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KINDS = {"means": "class means differ", "signs": "class means are equal"}
 
 @dataclass(frozen=True)
 class Size:
-    """How many draws of planted circuits, and prompts of each; prompt sets of the model, and prompts in them."""
+    """Draws of planted circuits, and prompts of each; prompt sets of the model, and prompts in them."""
 
     draws: int = 5
     planted: int = 100
@@ -84,9 +84,13 @@ class SaeCircuits(Study):
     title = "Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in Language Models"
     paper = "O'Neill et al. 2024, arXiv 2405.12522"
     quantities = (
-        *(area(f"{kind}_sae", f"codes, planted, {about}", "draws") for kind, about in KINDS.items()),
-        *(area(f"{kind}_diff", f"difference of means, planted, {about}", "draws") for kind, about in KINDS.items()),
-        *(area(f"{kind}_shuffled", f"labels shuffled, planted, {about}", "draws") for kind, about in KINDS.items()),
+        *(
+            area(f"{kind}_{name}", f"{way}, planted, {about}", "draws")
+            for name, way in (
+                ("sae", "codes"), ("diff", "difference of means"), ("shuffled", "labels shuffled")
+            )
+            for kind, about in KINDS.items()
+        ),
         *(
             area(f"{task}_{name}", f"{about}, {task}")
             for task in TASKS
@@ -104,7 +108,10 @@ class SaeCircuits(Study):
     claims = (
         Claim(
             name="signs",
-            text="Where class means are equal, codes find a planted circuit that the difference of means misses.",
+            text=(
+                "Where class means are equal, codes find a planted circuit "
+                "that the difference of means misses."
+            ),
             rules=(
                 rule("signs_sae", "above", None, 0.95),
                 rule("signs_diff", "below", None, 0.65),
@@ -245,7 +252,10 @@ def small(model: Any) -> Any:
     import copy
 
     config = copy.deepcopy(model.config)
-    for name, value in {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
-                        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}.items():  # fmt: skip
+    sizes = {
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4,
+    }  # fmt: skip
+    for name, value in sizes.items():
         setattr(config, name, value)
     return type(model)(config).eval()

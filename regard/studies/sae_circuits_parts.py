@@ -26,9 +26,9 @@ SIMPLE = {"mean_diff": "diff", "layer": "layer", "norm": "norm"}
 def planted(kind: str, prompts: int, seed: int) -> tuple[HeadResults, list[HeadName]]:
     """Return vectors of heads of which eight show a task, and these eight.
 
-    Every head has atoms of its own and shows one of them a prompt, with noise. In negative prompts the eight show
-    some of theirs alone. Where `kind` is `means` the atoms are any, so that class means differ; where it is
-    `signs`, they are three and their opposites, so that all means are 0.
+    Every head has atoms of its own and shows one of them a prompt, with noise. In negative prompts the eight
+    show some of theirs alone. Where `kind` is `means` the atoms are any, so that class means differ; where it
+    is `signs`, they are three and their opposites, so that all means are 0.
     """
     generator = torch.Generator().manual_seed(seed)
     atoms = torch.randn(HEADS, ATOMS, WIDTH, generator=generator)

@@ -1,4 +1,4 @@
-"""The picture of `sae-circuits`: planted circuits, the model's three, curves of one, and heads of one layer."""
+"""The picture of `sae-circuits`: planted circuits, the model's three, curves, and heads of one layer."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@
     (D) London
     Answer: (                                          -> B
 
-What the labels stand for can so be told from the letters themselves: a model that finds the n-th item of a list
-does as well with other letters. A label must be one token where it stands as the answer.
+What the labels stand for can so be told from the letters themselves: a model that finds the n-th item of a
+list does as well with other letters. A label must be one token where it stands as the answer.
 
-Source: the form is that of Lieberum et al., 2023, arXiv 2307.09458, from memory (theirs are questions of MMLU).
-Status: partly our choice.
+Source: the form is that of Lieberum et al., 2023, arXiv 2307.09458, from memory (theirs are questions of
+MMLU). Status: partly our choice.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Choices:
         labels: the labels of each, in the order of its options.
         label_ids: what must follow for each of them, int64 [N, options].
         right: which is right, int64 [N].
-        label_places, option_places: positions of the labels, and of the last token of each option, in the last
-            question of the prompt, int64 [N, options].
+        label_places, option_places: positions of the labels, and of the last token of each option, in the
+            last question of the prompt, int64 [N, options].
     """
 
     questions: tuple[Question, ...]
@@ -129,7 +129,7 @@ class Choices:
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
-    """Read questions as MMLU writes them: question, options, letter of the answer, comma-separated, no header.
+    """Read questions as MMLU writes them: question, options, letter of the answer; no header.
 
     Args:
         path: of the file; its name without `_test`, `_dev` or `_val` is taken for the topic.
@@ -216,7 +216,7 @@ def choices(
     *,
     labels: str = "ABCD",
     shots: Sequence[Question] = (),
-    style: Style = Style(),  # noqa: B008
+    style: Style = Style(),
     seed: int = 0,
 ) -> Choices:
     """Write questions as prompts.

@@ -2,8 +2,8 @@
 
     BOS  7  A 3  B 7  C 12  D 9  SEP SEP       -> B
 
-Labels are A to D in this order, or four of 26 letters, drawn anew. A model trained on both from scratch answers in
-minutes on a CPU, so that how it does so can be looked into.
+Labels are A to D in this order, or four of 26 letters, drawn anew. A model trained on both from scratch
+answers in minutes on a CPU, so that how it does so can be looked into.
 
 Status: our choice, after the form of Lieberum et al., 2023, arXiv 2307.09458.
 """
@@ -50,7 +50,8 @@ class SymbolicChoice:
         >>> asked = task.batch(2, "ordered", torch.Generator().manual_seed(0))
         >>> asked.ids.shape, task.vocabulary
         (torch.Size([2, 12]), 49)
-        >>> bool((asked.ids[:, 1] == asked.ids[:, task.places + 1].gather(1, asked.right[:, None])[:, 0]).all())
+        >>> options = asked.ids[:, task.places + 1]
+        >>> bool((options.gather(1, asked.right[:, None])[:, 0] == asked.ids[:, 1]).all())
         True
     """
 

@@ -2,11 +2,13 @@
 
     by label     the largest of the labels' logits is the right one's; the softmax is over these alone
     net          logit of the right label - mean logit of the others
-    by content   the option whose words have the largest mean log-probability after the bare question is the right one
+    by content   the option whose words have the largest mean log-probability after the bare question is the
+                 right one
 
 A model may know the content and fail the labels: then heads that carry the right label are no finding.
 
-Source: Lieberum et al., 2023, arXiv 2307.09458, section 2.2. Status: partly our choice (the content's prompt).
+Source: Lieberum et al., 2023, arXiv 2307.09458, section 2.2. Status: partly our choice (the content's
+prompt).
 """
 
 from __future__ import annotations

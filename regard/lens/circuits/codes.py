@@ -5,9 +5,9 @@
     edge_hg   = the same of the pairs (code at h, code at g), h other than g
     counted_h = how often h is in the first (heads^2) / 2 ends of the edges, largest edges first
 
-Source: O'Neill and Bui, 2024, arXiv 2405.12522, section 3, and its code (`src/node.py`, `src/edge.py`). Status:
-agrees with the official code, but for edges of equal size: theirs come in the order that an unstable sort leaves
-them in, ours by head.
+Source: O'Neill and Bui, 2024, arXiv 2405.12522, section 3, and its code (`src/node.py`, `src/edge.py`).
+Status: agrees with the official code, but for edges of equal size: theirs come in the order that an unstable
+sort leaves them in, ours by head.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Codes:
         object.__setattr__(self, "positive", np.asarray(self.positive, dtype=bool))
         if self.values.shape != (len(self.positive), len(self.names)):
             raise ShapeMismatch(
-                f"codes are {self.values.shape} beside {len(self.positive)} prompts and {len(self.names)} heads."
+                f"codes are {self.values.shape} beside {len(self.positive)} prompts and {len(self.names)} "
+                "heads."
             )
 
     @property

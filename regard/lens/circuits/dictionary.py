@@ -3,9 +3,10 @@
     c = relu(W_e (x - b) + b_e)          x' = W_d c + b                   W_e [K, D], W_d [D, K]
     loss = mean (x' - x)^2 + l1 mean_rows ||c||_1
 
-The rows of W_e have unit norm; they are set back to it before every step, and what of a gradient is parallel to
-them is taken out. So are the columns of W_d, the atoms (`decoder_norm="atom"`), or its rows, as in the official
-code (`"official"`), where it constrains another axis than it says. b starts at 0. Adam, all vectors a step.
+The rows of W_e have unit norm; they are set back to it before every step, and what of a gradient is parallel
+to them is taken out. So are the columns of W_d, the atoms (`decoder_norm="atom"`), or its rows, as in the
+official code (`"official"`), where it constrains another axis than it says. b starts at 0. Adam, all vectors
+a step.
 
 Source: O'Neill and Bui, 2024, arXiv 2405.12522, section 3, and its code (charlieoneill11/sae-circuits,
 `src/sae.py`). Status: agrees with the official code (`decoder_norm="official"`);

@@ -4,8 +4,8 @@
     within      the same over pairs of heads of one layer alone, so that the layer's number gives nothing away
     average     precision averaged over the circuit's heads, best score first
     at k        precision TP / k, recall TP / |circuit|, F1 = 2 P R / (P + R), of the k best heads
-    balanced    2 s t / (s + t) of the rates of true positives s and true negatives t, which the code of O'Neill
-                and Bui, 2024, arXiv 2405.12522, calls F1 in one place
+    balanced    2 s t / (s + t) of the rates of true positives s and true negatives t, which the code of
+                O'Neill and Bui, 2024, arXiv 2405.12522, calls F1 in one place
 
 Curves and areas are scikit-learn's. Status: our choice of form.
 """

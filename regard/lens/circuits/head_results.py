@@ -5,8 +5,8 @@
 with z the head outputs before the output projection, whose bias belongs to no head. The mean is taken before
 the projection, which is linear, so that nothing of the size [T, H, D] is made.
 
-Source: O'Neill and Bui, 2024, arXiv 2405.12522, section 3. Status: agrees with the official code where prompts
-are of one length; prompts of several lengths are masked here, which it does not do.
+Source: O'Neill and Bui, 2024, arXiv 2405.12522, section 3. Status: agrees with the official code where
+prompts are of one length; prompts of several lengths are masked here, which it does not do.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def check_counts(positives: int, negatives: int) -> None:
         raise RegardError(f"there are {positives} positive and {negatives} negative prompts; give 2 of each.")
     if positives != negatives:
         raise RegardError(
-            f"there are {positives} positive and {negatives} negative prompts; how many codes are seen depends "
-            "on how many prompts there are, so give as many of each."
+            f"there are {positives} positive and {negatives} negative prompts; how many codes are seen "
+            "depends on how many prompts there are, so give as many of each."
         )
 
 
@@ -128,7 +128,7 @@ def head_results(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PooledOutputs(Lens):
-    """Keeps the mean head output of each sequence, or that of its last position; float32 [B, H, Dv] a site."""
+    """Keeps the mean head output of each sequence, or that of its last position; float32 [B, H, Dv]."""
 
     kind: str
     pool: str = "mean"

@@ -1,16 +1,17 @@
-"""What heads do in multiple choice: one that carries the right label, one that always says the same, and others.
+"""What heads do in multiple choice: carry the right label, always say the same one, and others.
 
     E[c, j] = mean over prompts with right place c of (direct effect on label j - its mean over labels)
 
-    correct letter    the diagonal of E is above a threshold and twice the mean size off it, and the last position
-                      looks at the right label
+    correct letter    the diagonal of E is above a threshold and twice the mean size off it, and the last
+                      position looks at the right label
     single letter     one column mean of E is above it, and twice the mean size of what the columns leave
     uniform           the mean effect on all labels is beyond it, and twice the mean size of E
     amplifier         looks mostly at itself, and has a net effect above it, and is none of these
-    gatherer          looks at the right option; its total effect is beyond the threshold and twice the direct one
+    gatherer          looks at the right option; its total effect is beyond the threshold and twice the direct
+                      one
 
-Every diagonal stands beside the same with right places shuffled. Where a model does no better than chance, heads that
-have to do with the right answer are withheld.
+Every diagonal stands beside the same with right places shuffled. Where a model does no better than chance,
+heads that have to do with the right answer are withheld.
 
 Source: Lieberum et al., 2023, arXiv 2307.09458, section 4. Status: partly our choice (all thresholds).
 """

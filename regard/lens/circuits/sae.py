@@ -6,11 +6,11 @@
     norm      mean ||r||          layer   its number      random        drawn
 
 A trial draws a few examples of both kinds together, and trains a dictionary on the vectors of all heads in
-them. Nothing is ablated, and no metric is needed; but positives and negatives must differ in the task alone. The
-simple scores always stand beside, since where class means differ they tend to find the circuit better.
+them. Nothing is ablated, and no metric is needed; but positives and negatives must differ in the task alone.
+The simple scores always stand beside, since where class means differ they tend to find the circuit better.
 
-Source: O'Neill and Bui, 2024, arXiv 2405.12522. Status: agrees with the official code (`decoder_norm="official"`);
-the simple scores, `standardise` and the flag are ours.
+Source: O'Neill and Bui, 2024, arXiv 2405.12522. Status: agrees with the official code
+(`decoder_norm="official"`); the simple scores, `standardise` and the flag are ours.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class CircuitScores:
     """What `sae_scores` found.
 
     Attributes:
-        table: columns `sae`, `sae_std` (over trials), `edges`, `edges_std`, those of `BASELINES`, and `dead`, the
-            share of prompts in which no code of a head is active, mean over trials.
+        table: columns `sae`, `sae_std` (over trials), `edges`, `edges_std`, those of `BASELINES`, and `dead`,
+            the share of prompts in which no code of a head is active, mean over trials.
         codes: of each trial.
         edges: mean over trials of `Codes.edges`, float64 [heads, heads].
         degenerate: how many trials gave one code for everything, so that all heads score 0 in them.

@@ -1,13 +1,15 @@
 """Queries, keys and values of chosen heads, kept to a few directions at chosen positions.
 
-    P = V_r V_r^T,   V from the SVD of  X - mean(X)        X: queries at the last position of many prompts, or keys
+    P = V_r V_r^T,   V from the SVD of  X - mean(X)        X: queries at the last position of many prompts, or
+                     keys
     q' = mean + P (q - mean)                               (values) at the labels, over prompts and labels
 
-Queries and keys are taken before rotary positions, so that places need not be the same in all prompts. Where query
-heads share a key head, only the chosen head sees the changed keys and values. Rank 0 leaves the mean alone.
+Queries and keys are taken before rotary positions, so that places need not be the same in all prompts. Where
+query heads share a key head, only the chosen head sees the changed keys and values. Rank 0 leaves the mean
+alone.
 
-Source: Lieberum et al., 2023, arXiv 2307.09458, section 5. Status: partly our choice (taken before rotation; the
-random directions).
+Source: Lieberum et al., 2023, arXiv 2307.09458, section 5. Status: partly our choice (taken before rotation;
+the random directions).
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ class InSubspace(Edit):
         return parts["query"], parts["key"], parts["value"]
 
     def _turned(self, call: Call, x: Tensor, at: Tensor, back: bool = False) -> Tensor:
-        return self.rotary.turned(call, x, at, back=back)  # type: ignore[attr-defined,no-any-return]
+        return self.rotary.turned(call, x, at, back=back)  # type: ignore[attr-defined]
 
 
 def fit_subspaces(
