@@ -28,7 +28,8 @@ from regard.runtime.attribution import _ends, _points
 from regard.runtime.head_table import HeadTable
 from regard.runtime.paths import _after
 from regard.runtime.prefix import check_unpadded, prefix_cache
-from regard.runtime.replay import Replay, _bar
+from regard.runtime.progress import bar
+from regard.runtime.replay import Replay
 from regard.runtime.row_patch import RowPatch, collect
 from regard.runtime.site import Point, Site
 
@@ -136,7 +137,7 @@ def _total(
         output = root(input_ids=ids, use_cache=True)
     replay = Replay(root, _after(root, ids[:, -1:], prefix_cache(root, output, ids.shape[1] - 1)))
     many, effects = max(1, rows // len(ids)), torch.zeros(len(nodes), dtype=torch.float64)
-    with _bar(progress, len(nodes)) as advance:
+    with bar("Patching", len(nodes), progress) as advance:
         for site in sites:
             members = [i for i, node in enumerate(nodes) if node.layer == site.alias]
             for start in range(0, len(members), many):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from regard.lens.circuits.choice_roles import LastRow, _columns
 from regard.lens.circuits.choosing import net_of
-from regard.lens.circuits.label_heads import LastRow, _columns
 from regard.lens.circuits.subspaces import Subspaces, fit_subspaces
 from regard.models.tiny_llama import random_llama
 from regard.runtime.attribution import LogitAttribution, attribute_logits

@@ -23,8 +23,8 @@ from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.call import Call
 from regard.runtime.head_table import Head
+from regard.runtime.progress import bar
 from regard.runtime.protocol import Lens, Wanted
-from regard.runtime.replay import _bar
 from regard.runtime.session import Session
 
 POOLS = ("mean", "last")
@@ -171,7 +171,7 @@ def _pooled(
     }
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     parts: dict[str, list[Tensor]] = {}
-    with _bar(progress, len(prompts)) as advance:
+    with bar("Reading prompts", len(prompts), progress) as advance:
         for members in _batches(order, prompts):
             ids, mask = _padded([prompts[i] for i in members])
             lens = PooledOutputs(kind=kind, pool=pool, skip_first=skip_first)

@@ -15,7 +15,6 @@ Source: O'Neill and Bui, 2024, arXiv 2405.12522. Status: agrees with the officia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,9 @@ from torch import Tensor, nn
 from regard.errors import RegardError
 from regard.lens.circuits.codes import Codes
 from regard.lens.circuits.dictionary import Dictionary, check_training, train_dictionary
-from regard.lens.circuits.head_results import Given, HeadResults, head_results
+from regard.lens.circuits.head_results import Given, HeadResults, check_counts, head_results
 from regard.runtime.head_table import HeadTable
-from regard.runtime.replay import _bar
+from regard.runtime.progress import bar
 
 BASELINES = ("mean_diff", "paired_diff", "norm", "layer", "random")
 STANDARDS = (None, "head")
@@ -105,6 +104,7 @@ def sae_scores(
         >>> evaluate(found.table, "ioi", column="sae").auc                          # doctest: +SKIP
     """
     check_training(n_codes, l1, epochs, decoder_norm)
+    check_counts(len(positives), len(negatives))
     _check(train_examples, len(positives) + len(negatives), standardise, trials)
     results = head_results(
         model, positives, negatives, tokenizer=tokenizer, pool=pool, skip_first=skip_first, progress=progress
@@ -135,7 +135,7 @@ def score_results(
     _check(train_examples, len(results.vectors), standardise, trials)
     vectors = _standardised(results.vectors) if standardise == "head" else results.vectors
     found, dead = [], []
-    with _bar(progress, trials * epochs) as advance:
+    with bar("Training dictionaries", trials * epochs, progress) as advance:
         for trial in range(trials):
             generator = torch.Generator().manual_seed(seed * 1009 + trial)
             chosen = torch.randperm(len(vectors), generator=generator)[:train_examples]
@@ -221,14 +221,3 @@ def _check(train_examples: int, prompts: int, standardise: str | None, trials: i
         raise RegardError(f"standardise is {standardise!r}; it must be 'head' or None.")
     if not isinstance(trials, int) or trials < 1:
         raise RegardError(f"trials is {trials!r}; it must be a whole number from 1.")
-
-
-def table_of(
-    found: CircuitScores, columns: Sequence[str] = ("sae", "edges", *BASELINES)
-) -> list[dict[str, Any]]:
-    """Return rows of the scores, best by `sae` first, plain values."""
-    rows = []
-    for i in np.argsort(-found.table["sae"], kind="stable"):
-        site, head = found.table.names[i]
-        rows.append({"site": site, "head": head, **{name: float(found.table[name][i]) for name in columns}})
-    return rows

@@ -42,8 +42,8 @@ NEED_ANSWERS = ("correct letter", "amplifier", "gatherer")
 
 
 @dataclass(frozen=True, eq=False)
-class LabelHeads:
-    """What `label_matrices` found.
+class ChoiceHeads:
+    """What `categorise` found.
 
     Attributes:
         table: columns `diagonal`, `off`, `shuffled` (the diagonal under right places shuffled), `single` and
@@ -96,7 +96,7 @@ class LabelHeads:
         }
 
 
-def label_matrices(
+def categorise(
     model: nn.Module,
     asked: Choices,
     *,
@@ -104,7 +104,7 @@ def label_matrices(
     share: float = 0.8,
     seed: int = 0,
     progress: bool = True,
-) -> LabelHeads:
+) -> ChoiceHeads:
     """Take the labels' logits apart, and say what each head does to which label, and where it looks.
 
     Args:
@@ -119,7 +119,7 @@ def label_matrices(
         UnsupportedModel: where logits cannot be taken apart.
 
     Example:
-        >>> found = label_matrices(model, asked)                                # doctest: +SKIP
+        >>> found = categorise(model, asked)                                # doctest: +SKIP
         >>> found.answered.said(), found.roles()                                # doctest: +SKIP
     """
     count = asked.label_ids.shape[1]
@@ -149,7 +149,7 @@ def label_matrices(
     table = HeadTable(names.sites, names.heads, columns, {"prompts": len(asked), "main": names.kinds[0]})
     whole = _net(pieces, asked, order)
     nodes = tuple(whole.output_nodes(share))
-    return LabelHeads(table, _matrices(flat, right).numpy(), answered, nodes, float(whole.logits.mean()))
+    return ChoiceHeads(table, _matrices(flat, right).numpy(), answered, nodes, float(whole.logits.mean()))
 
 
 def _net(pieces: list[LogitAttribution], asked: Choices, order: list[int]) -> LogitAttribution:
