@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from regard.lens.circuits.choice_roles import LastRow, _columns
 from regard.lens.circuits.choosing import net_of
+from regard.lens.circuits.compressing import aligned
 from regard.lens.circuits.subspaces import Subspaces, fit_subspaces
 from regard.models.tiny_llama import random_llama
 from regard.runtime.attribution import LogitAttribution, attribute_logits
@@ -124,18 +125,6 @@ def scored(
     said = logits.gather(1, asked.labels)
     net = net_of(said, asked.right)
     return float((said.argmax(1) == asked.right).float().mean()), float(net.mean())
-
-
-def aligned(first: Subspaces, second: Subspaces) -> tuple[float, float]:
-    """Return the mean cosine of two sets' key centroids of the same place, and of other places."""
-    same, other = [], []
-    for head in first.heads:
-        one, two = (basis.centroids(head, "key") for basis in (first, second))
-        cosines = cosine_similarity(one[:, None], two[None], dim=-1)
-        own = torch.eye(len(one), dtype=torch.bool)
-        same.append(float(cosines[own].mean()))
-        other.append(float(cosines[~own].mean()))
-    return _mean(same), _mean(other)
 
 
 def apart(model: nn.Module, asked: SymbolicQuestions) -> LogitAttribution:

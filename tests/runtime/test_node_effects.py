@@ -11,9 +11,9 @@ from tests.runtime.test_paths import gpt2, llama, made, neox
 
 ANSWERS = torch.tensor([[4, 9, 11], [5, 8, 12], [6, 7, 13]])
 PARTS = {
-    llama: ("model.layers", "self_attn.o_proj", "mlp", "model.norm", "lm_head"),
-    gpt2: ("transformer.h", "attn.c_proj", "mlp", "transformer.ln_f", "lm_head"),
-    neox: ("gpt_neox.layers", "attention.dense", "mlp", "gpt_neox.final_layer_norm", "embed_out"),
+    llama: ("model.layers", "self_attn.o_proj", "mlp", "model.norm"),
+    gpt2: ("transformer.h", "attn.c_proj", "mlp", "transformer.ln_f"),
+    neox: ("gpt_neox.layers", "attention.dense", "mlp", "gpt_neox.final_layer_norm"),
 }
 
 
@@ -58,7 +58,7 @@ def patched(model, ids, name, side, change):
 @pytest.mark.parametrize("family", [llama, gpt2, neox])
 def test_effects_are_those_of_hooks(family):
     model, clean, corrupt = made(family)
-    blocks, projection, mlp, norm, unembedding = PARTS[family]
+    blocks, projection, mlp, norm = PARTS[family]
     found = node_effects(model, {"input_ids": clean}, {"input_ids": corrupt[:, 1:]}, ANSWERS, rows=9)
     heads = f"{blocks}.1.{projection}"
     other, _ = watched(model, corrupt[:, 1:], [(heads, "in"), (f"{blocks}.1.{mlp}", "out")])
@@ -79,7 +79,7 @@ def test_effects_are_those_of_hooks(family):
 
     @torch.no_grad()
     def direct(change):
-        made = model.get_submodule(unembedding)(model.get_submodule(norm)(own[norm, "in"] + change))
+        made = model.get_output_embeddings()(model.get_submodule(norm)(own[norm, "in"] + change))
         return float((net_logit(made, ANSWERS) - before).mean())
 
     weight = model.get_submodule(heads).weight

@@ -7,6 +7,7 @@ against a circuit; `choosing`, `choice_roles` and `subspaces` take multiple choi
 from regard.lens.circuits.choice_roles import ChoiceHeads, categorise
 from regard.lens.circuits.choosing import Answered, answer_choices
 from regard.lens.circuits.codes import Codes
+from regard.lens.circuits.compressing import compress, fit_choices, mutate
 from regard.lens.circuits.copying import copying_scores
 from regard.lens.circuits.discover import STAGES, Circuit, Stage, discover_circuit
 from regard.lens.circuits.edges import Edge, circuit_edges
@@ -35,13 +36,16 @@ __all__ = [
     "baseline_scores",
     "categorise",
     "circuit_edges",
+    "compress",
     "copying_scores",
     "discover_circuit",
     "evaluate",
+    "fit_choices",
     "fit_subspaces",
     "head_results",
     "known_circuit",
     "label_heads",
+    "mutate",
     "roles_of",
     "sae_scores",
     "score_results",

@@ -49,7 +49,7 @@ class ChoiceHeads:
         table: columns `diagonal`, `off`, `shuffled` (the diagonal under right places shuffled), `single` and
             `rest` (the largest column mean, and the mean size of what columns leave), `letter` (its place),
             `uniform`, `size` (mean size of E), `net`, weights `to_label`, `to_option`, `to_self` at the last
-            position, and `total` where asked for.
+            position, and where asked for `total`, what of the net logit is lost where the head is patched.
         matrices: E of each head, float64 [heads, options, options].
         answered: how well the model answers.
         nodes: the output nodes, (alias, head or None for the MLP, mean net effect), largest first.
@@ -127,14 +127,12 @@ def categorise(
     if missing:
         raise RegardError(f"option {min(missing) + 1} is never the right one; balance the questions.")
     answered = answer_choices(model, asked)
-    pieces, looked, order, effects = [], [], [], []
+    pieces, looked, order = [], [], []
     for rows in asked.by_length():
         ids = torch.stack([asked.ids[i] for i in rows])
         pieces.append(attribute_logits(model, {"input_ids": ids}, asked.label_ids[rows]))
         looked.append(_looks(model, ids, asked, rows))
         order += rows
-        if totals:
-            effects.append((_totals(model, asked, rows, progress), len(rows)))
     direct = torch.cat([piece.heads for piece in pieces], 2)  # [L, H, N, options]
     right = asked.right[order]
     present = ~direct[:, :, 0, 0].isnan().flatten()
@@ -142,9 +140,8 @@ def categorise(
     columns = _columns(flat, right, seed)
     weights = {name: np.concatenate([one[name] for one in looked], 0).mean(0) for name in looked[0]}
     columns.update({name: x.ravel() for name, x in weights.items()})
-    if effects:
-        total = sum(e.heads["total"] * n for e, n in effects) / sum(n for _, n in effects)
-        columns["total"] = -total
+    if totals:
+        columns["total"] = _totals(model, asked, progress)
     names = pieces[0].table()
     table = HeadTable(names.sites, names.heads, columns, {"prompts": len(asked), "main": names.kinds[0]})
     whole = _net(pieces, asked, order)
@@ -154,9 +151,7 @@ def categorise(
 
 def _net(pieces: list[LogitAttribution], asked: Choices, order: list[int]) -> LogitAttribution:
     """The net effects of all prompts together: right label first, then the others."""
-    right = asked.right[order]
-    count = asked.label_ids.shape[1]
-    first = torch.stack([torch.tensor([c, *(j for j in range(count) if j != c)]) for c in right.tolist()])
+    first = _right_first(asked, order)
 
     def sorted_(parts: list[Tensor]) -> Tensor:
         x = torch.cat(parts, -2)
@@ -196,32 +191,38 @@ def _columns(effects: Tensor, right: Tensor, seed: int) -> dict[str, np.ndarray]
     return {name: x.double().numpy() for name, x in found.items()}
 
 
-def _totals(model: nn.Module, asked: Choices, rows: list[int], progress: bool):  # type: ignore[no-untyped-def]
-    """Effects of patching the nodes of some prompts, from prompts of the same length where there are."""
-    other = asked.others()
-    lengths = {len(asked.ids[other[i]]) for i in rows}
-    partners = [other[i] for i in rows]
-    if len(lengths) > 1 or len(rows) > 1:
-        partners = [_partner(asked, i, rows, other) for i in rows]
-    ids = torch.stack([asked.ids[i] for i in rows])
-    corrupt = torch.stack([asked.ids[i] for i in partners])
-    right = asked.right[rows]
-    labels = asked.label_ids[rows]
-    count = labels.shape[1]
-    order = torch.stack([torch.tensor([c, *(j for j in range(count) if j != c)]) for c in right.tolist()])
-    return node_effects(
-        model, {"input_ids": ids}, {"input_ids": corrupt}, labels.gather(1, order), progress=progress
-    )
+def _totals(model: nn.Module, asked: Choices, progress: bool) -> np.ndarray:
+    """What is lost of the net logit where each head is patched from another prompt, mean over prompts."""
+    partners = _partners(asked)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, partner in enumerate(partners):
+        groups.setdefault((len(asked.ids[i]), len(asked.ids[partner])), []).append(i)
+    lost = np.zeros(1)
+    for rows in groups.values():
+        clean, corrupt = (
+            torch.stack([asked.ids[i] for i in some]) for some in (rows, [partners[i] for i in rows])
+        )
+        answers = asked.label_ids[rows].gather(1, _right_first(asked, rows))
+        found = node_effects(model, {"input_ids": clean}, {"input_ids": corrupt}, answers, progress=progress)
+        lost = lost - found.heads["total"] * len(rows) / len(asked)
+    return lost
 
 
-def _partner(asked: Choices, i: int, rows: list[int], other: list[int]) -> int:
-    """A prompt of the same group with another right place, or any of one length where the group has none."""
-    place = rows.index(i)
-    for step in range(1, len(rows)):
-        j = rows[(place + step) % len(rows)]
-        if asked.right[j] != asked.right[i]:
-            return j
-    return other[rows[0]]
+def _partners(asked: Choices) -> list[int]:
+    """For each prompt the next one with another right place, of its length where there is one."""
+    found = asked.others()
+    for rows in asked.by_length():
+        for place, i in enumerate(rows):
+            after = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
+            found[i] = next((j for j in after if asked.right[j] != asked.right[i]), found[i])
+    return found
+
+
+def _right_first(asked: Choices, rows: list[int]) -> Tensor:
+    """The places of each prompt's options, the right one first, int64 [n, options]."""
+    count = asked.label_ids.shape[1]
+    right = asked.right[rows].tolist()
+    return torch.tensor([[c, *(j for j in range(count) if j != c)] for c in right])
 
 
 def _looks(model: nn.Module, ids: Tensor, asked: Choices, rows: list[int]) -> dict[str, np.ndarray]:
