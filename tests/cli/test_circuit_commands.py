@@ -14,11 +14,11 @@ from tests.tasks.test_prompts import tokenizer
 SAE, CHOICE = "sae-circuits", "chinchilla-circuits"
 
 
-def saved(folder, words):
+def saved(folder, words, layers):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.4,
+        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.4,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -29,7 +29,10 @@ def saved(folder, words):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("circuits")
-    return {"words": saved(root / "words", tokenizer()), "letters": saved(root / "letters", characters())}
+    return {
+        "words": saved(root / "words", tokenizer(), 4),
+        "letters": saved(root / "letters", characters(), 2),
+    }
 
 
 def ran(capsys, *words):
@@ -58,9 +61,9 @@ def test_scores_of_two_files(capsys, folders, tmp_path):
         "--skip-first",
     )
     assert code == 0, err
-    assert "8 heads, 3 + 3 prompts" in out and "mean_diff" in out and "Against" not in out
+    assert "16 heads, 3 + 3 prompts" in out and "mean_diff" in out and "Against" not in out
     kept, found = HeadTable.load(table), json.loads(told.read_text())
-    assert len(kept) == len(found["heads"]) == 8 and kept["sae"].tolist() == [
+    assert len(kept) == len(found["heads"]) == 16 and kept["sae"].tolist() == [
         row["sae"] for row in found["heads"]
     ]
 
@@ -79,7 +82,7 @@ def test_scores_of_a_task_against_path_patching(capsys, folders):
 def test_multiple_choice(capsys, folders, tmp_path):
     told = tmp_path / "told.json"
     code, out, err = ran(
-        capsys, CHOICE, "--model", folders["letters"], "--count", 8, "--compress", "1.2", "--json", told
+        capsys, CHOICE, "--model", folders["letters"], "--count", 4, "--compress", "1.2", "--json", told
     )
     assert code == 0, err
     assert "right by the label (chance 25%" in out and "Net logit of the right label" in out

@@ -1,4 +1,4 @@
-"""The study of sparse codes: a quick run on a small model, what is kept and how it is held against a circuit."""
+"""The study of sparse codes: a quick run on a small model, what is kept, and how it is held."""
 
 import numpy as np
 import pytest

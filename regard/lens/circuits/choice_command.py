@@ -95,9 +95,8 @@ def _head(name: str) -> tuple[int, int]:
 
 def _print_nodes(request: Request, found: ChoiceHeads) -> None:
     request.say()
-    request.say(
-        f"Net logit of the right label {found.total:+.2f}; {len(found.nodes)} nodes make 80 % of what is for it:"
-    )
+    count, net = len(found.nodes), found.total
+    request.say(f"Net logit of the right label {net:+.2f}; {count} nodes make 80 % of all for it:")
     for alias, head, effect in found.nodes[:SHOWN]:
         request.say(f"  {alias:10}{'MLP' if head is None else head!s:>4}{effect:>+8.2f}")
     request.say()
