@@ -26,11 +26,11 @@ from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.anatomy import Anatomy, anatomy_of, require_attention, root_of
 from regard.runtime.attribution import _ends, _points
 from regard.runtime.head_table import HeadTable
-from regard.runtime.paths import _after
 from regard.runtime.prefix import check_unpadded, prefix_cache
 from regard.runtime.progress import bar
 from regard.runtime.replay import Replay
 from regard.runtime.row_patch import RowPatch, collect
+from regard.runtime.sides import after_prefix
 from regard.runtime.site import Point, Site
 
 
@@ -135,7 +135,7 @@ def _total(
 ) -> Tensor:  # fmt: skip
     with torch.no_grad():
         output = root(input_ids=ids, use_cache=True)
-    replay = Replay(root, _after(root, ids[:, -1:], prefix_cache(root, output, ids.shape[1] - 1)))
+    replay = Replay(root, after_prefix(root, ids[:, -1:], prefix_cache(root, output, ids.shape[1] - 1)))
     many, effects = max(1, rows // len(ids)), torch.zeros(len(nodes), dtype=torch.float64)
     with bar("Patching", len(nodes), progress) as advance:
         for site in sites:

@@ -48,16 +48,11 @@ def _nets(axes: Axes, outcome: Outcome) -> None:
         drawn = [net for _, net in run["drawn"]]
         axes.plot([place] * len(drawn), drawn, "o", color=COLOURS["grey"], markersize=4, alpha=0.7,
                   label="random directions" if first else None)  # fmt: skip
-        for value, colour, label in (
-            (run["net"]["ordered"][at], "blue", "fitted directions"),
-            (run["net_full"]["ordered"], "green", "all directions"),
-        ):
-            axes.plot(
-                [place - 0.25, place + 0.25],
-                [value] * 2,
-                color=COLOURS[colour],
-                label=label if first else None,
-            )
+        spans = [place - 0.25, place + 0.25]
+        axes.plot(spans, [run["net_full"]["ordered"]] * 2, color=COLOURS["green"], linewidth=6, alpha=0.4,
+                  label="all directions" if first else None)  # fmt: skip
+        axes.plot(spans, [run["net"]["ordered"][at]] * 2, color=COLOURS["blue"],
+                  label="fitted directions" if first else None)  # fmt: skip
     axes.set_xticks(range(len(runs)), [f"seed {n}" for n in range(len(runs))])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("net logit, labels A to D")
