@@ -7,7 +7,8 @@ last position, MLPs following, and to the queries of five heads; and the residua
 position, taken from the clean into the corrupt run. Beside it stands the plain loop, one full forward a patch
 (two with receivers), which is timed on a sample of the patches and multiplied, as is each peer, in a process
 of its own whose PYTHONPATH begins with `--peers`. All must agree on the sample to 1e-4. Where other work
-takes the processor, `processor`, seconds of it, says more than `seconds`.
+takes the processor, `processor`, seconds of it, says more than `seconds`. The stream is patched for a quarter
+of the prompts, there being more patches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,9 @@ WORKER = Path(__file__).with_name("circuits_worker.py")
 TOOLS = ("transformer-lens", "nnsight")
 TEMPLATE = 3
 RECEIVERS = [(23, head) for head in (0, 1, 2, 3, 7)]
-SENDERS = ((2, 4), (19, 2), (20, 0), (23, 0), (23, 3), (29, 1))
-PLACES = ((2, 6), (9, 10), (16, -1), (24, -1))
+SENDERS = ((2, 4), (20, 0), (23, 3))
+PLACES = ((2, 6), (9, 10), (24, -1))
+FEW = 8
 CLOSE = 1e-4
 KINDS = ("seconds", "processor")
 Timed = tuple[Any, float, float]
@@ -169,11 +172,13 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     def table(job: str, patches: int, mine: Timed, loops: Any, samples: Any, part: str) -> None:
         found, seconds, processor = mine
         ways = {"plain loop": loops, **{tool: told[part] for tool, told in peers.items() if part}}
-        rows.append(_row(f"{job}: regard", len(prompts), length, patches, seconds, processor))
+        rows.append(_row(f"{job}: regard", len(loop.clean), length, patches, seconds, processor))
         for name, told in ways.items():
             for changes, each in zip(told["changes"], samples, strict=True):
                 _agree(torch.tensor(changes), found(*each), f"{job}, {each}: {name}")
-            row = _row(f"{job}: {name}", len(prompts), length, patches, *(patches * told[x] for x in KINDS))
+            row = _row(
+                f"{job}: {name}", len(loop.clean), length, patches, *(patches * told[x] for x in KINDS)
+            )
             row |= {
                 "times": row["seconds"] / seconds, "times_processor": row["processor"] / processor,
                 "timed": len(samples), "versions": _versions(peers, name),
@@ -193,9 +198,12 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
     table("paths to the queries of 5 heads", count, through, _sample(loop.through, below), below, "")
     _, *took = paths(exact=False, tokens=prompts.answers())
     rows.append(_row("direct effects on the logits: regard", len(prompts), length, count, *took))
+    part = replace(prompts, pairs=prompts.pairs[:FEW])
+    loop = Loop(model, part)
+    sides = {"input_ids": loop.clean}, {"input_ids": loop.corrupt}
     effects, seconds, processor = _timed(
         lambda: activation_patch(
-            model, *sides, prompts.score, kinds=["residual"], positions=asked, progress=False
+            model, *sides, part.score, kinds=["residual"], positions=asked, progress=False
         )
     )
     gap = float((loop.base - loop.broken).mean())
@@ -246,7 +254,7 @@ def _peers(
     job = {
         "clean": prompts.ids().tolist(), "corrupt": prompts.ids("corrupt").tolist(),
         "correct": [pair.correct[0] for pair in prompts.pairs],
-        "wrong": [pair.wrong[0] for pair in prompts.pairs], "senders": senders, "places": places,
+        "wrong": [pair.wrong[0] for pair in prompts.pairs], "senders": senders, "places": places, "few": FEW,
     }  # fmt: skip
     found = {}
     path = os.pathsep.join(filter(None, [str(options.peers), os.environ.get("PYTHONPATH", "")]))

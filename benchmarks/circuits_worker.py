@@ -119,13 +119,14 @@ def main() -> None:
     peer = TOOLS[tool](folder)
 
     def metric(logits: Tensor) -> Tensor:
-        found = logits.gather(1, answers)
+        found = logits.gather(1, answers[: len(logits)])
         return found[:, 0] - found[:, 1]
 
     heads, streams = peer.kept(clean)
     others, _ = peer.kept(corrupt)
     base = metric(peer.send(clean, [z[:, -1] for z in heads]))
-    broken = metric(peer.place(corrupt, 0, 0, peer.kept(corrupt)[1][0][:, 0]))
+    part = corrupt[: job["few"]]
+    broken = metric(peer.place(part, 0, 0, peer.kept(part)[1][0][:, 0]))
 
     def sender(layer: int, head: int) -> Tensor:
         part = slice(head * peer.width, (head + 1) * peer.width)
@@ -134,7 +135,7 @@ def main() -> None:
         return metric(peer.send(clean, held)) - base
 
     def place(layer: int, position: int) -> Tensor:
-        return metric(peer.place(corrupt, layer, position, streams[layer][:, position])) - broken
+        return metric(peer.place(part, layer, position, streams[layer][: len(part), position])) - broken
 
     told: dict[str, Any] = {}
     for name, work, members in (("paths", sender, job["senders"]), ("places", place, job["places"])):
