@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.anatomy import Anatomy, anatomy_of, require_attention, root_of
-from regard.runtime.attribution import _ends, _points
+from regard.runtime.attribution import _points, ends_of
 from regard.runtime.head_table import HeadTable
 from regard.runtime.prefix import check_unpadded, prefix_cache
 from regard.runtime.progress import bar
@@ -115,7 +115,7 @@ def net_logit(logits: Tensor, answers: Tensor) -> Tensor:
 def _direct(
     anatomy: Anatomy, sites: list[Site], nodes: list[Point], found: list[dict[Point, Tensor]], answers: Tensor
 ) -> Tensor:
-    norm, unembedding = _ends(anatomy)
+    norm, unembedding = ends_of(anatomy)
     stream = found[0][Point("residual", sites[-1].alias, position=-1)]
     weights = {site.alias: anatomy.output_weight(site).detach() for site in sites}
     effects = []
