@@ -111,7 +111,7 @@ class Explanation:
     def table(self) -> Table:
         """One row a token."""
         columns = {"position": range(len(self.tokens)), "token": self.tokens, self.method: self.values}
-        return Table(columns, title=self.said())
+        return Table(columns)
 
     def said(self) -> str:
         """Return in words what was explained, and how far the sum is off."""
@@ -121,7 +121,7 @@ class Explanation:
         return f"{self.method} of the {self.target}: {whole}{error}{rest}"
 
     def __str__(self) -> str:
-        return str(self.table)
+        return f"{self.said()}\n\n{self.table}"
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()

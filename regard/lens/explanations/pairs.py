@@ -73,6 +73,8 @@ class Agreement:
     @property
     def std(self) -> Values:
         """Standard deviation over texts, [M, M]."""
+        if len(self.values) < 2:
+            return np.full(self.values.shape[1:], np.nan)
         return _over(lambda x, axis: np.nanstd(x, axis, ddof=1), self.values, least=2)
 
     @property
@@ -264,7 +266,7 @@ def interval_of(values: Values) -> tuple[float, float]:
 
 def _chance(values: Values, spread: Values) -> Values:
     """1.96 standard errors of a mean over texts of what random scores give."""
-    both = np.maximum(spread[:, :, None], spread[:, None, :])
+    both = (spread[:, :, None] + spread[:, None, :]) / 2
     both = np.where(np.isfinite(values), both, np.nan)
     count = np.maximum(1, np.isfinite(both).sum(0))
     return 1.96 * np.sqrt(np.nansum(both, 0)) / count
