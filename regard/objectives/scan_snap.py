@@ -154,9 +154,9 @@ def train_scan_snap(
         RegardError: where an option will not do, or the loss is no longer finite.
 
     Example:
-        >>> seen = train_scan_snap(TokenComposition(), steps=3)
-        >>> [round(x, 3) for x in seen.measures["common"]]
-        [0.645, 0.645, 0.644, 0.642]
+        >>> seen = train_scan_snap(TokenComposition(), steps=20)
+        >>> [round(seen.measures["common"][i], 2) for i in (0, -1)]
+        [0.65, 0.45]
     """
     _check(steps, rate_z, rate_y, optimiser)
     model = model or ScanSnapModel(data.vocabulary)
