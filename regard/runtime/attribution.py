@@ -153,7 +153,7 @@ def attribute_logits(
     require_attention(anatomy)
     norm, unembedding = ends_of(anatomy)
     sites = [site for site in anatomy.sites if site.kind == anatomy.main]
-    points = _points(anatomy, sites, position)
+    points = node_points(anatomy, sites, position)
     values = {point: x.double() for point, x in collect(root, inputs, points).items()}
     _check_shapes(root, values)
     at = {(p.kind, p.layer, p.head): x for p, x in values.items()}
@@ -192,7 +192,8 @@ def attribute_logits(
     return found
 
 
-def _points(anatomy: Anatomy, sites: list[Site], position: int) -> list[Point]:
+def node_points(anatomy: Anatomy, sites: list[Site], position: int) -> list[Point]:
+    """Return the points that logits are made of at a position: heads, MLPs, stream and the rest."""
     points = [Point("residual_pre", sites[0].alias, position=position)]
     for site in sites:
         if site.heads is None:

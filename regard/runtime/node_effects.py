@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from regard.errors import RegardError, ShapeMismatch
 from regard.runtime.anatomy import Anatomy, anatomy_of, require_attention, root_of
-from regard.runtime.attribution import _points, ends_of
+from regard.runtime.attribution import ends_of, node_points
 from regard.runtime.head_table import HeadTable
 from regard.runtime.prefix import check_unpadded, prefix_cache
 from regard.runtime.progress import bar
@@ -85,7 +85,7 @@ def node_effects(
     anatomy = anatomy_of(root)
     require_attention(anatomy)
     sites = [site for site in anatomy.sites if site.kind == anatomy.main]
-    points = _points(anatomy, sites, -1)
+    points = node_points(anatomy, sites, -1)
     found = [collect(root, {"input_ids": ids}, points) for ids in sides]
     nets = [net_logit(values[Point("logits", position=-1)], answers) for values in found]
     nodes = [p for p in points if p.kind in ("head", "mlp")]
