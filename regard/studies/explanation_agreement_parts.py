@@ -126,7 +126,8 @@ def trained_classifier(
     """Return a small classifier of a kind in `OF_MODEL`, in evaluation mode."""
     from regard.models.tiny_distilbert import tiny_distilbert
 
-    model = {"bilstm": AttendingClassifier, "transformer": tiny_distilbert}[kind](len(tokenizer))
+    kinds: dict[str, Callable[[int], Any]] = {"bilstm": AttendingClassifier, "transformer": tiny_distilbert}
+    model = kinds[kind](len(tokenizer))
     ids, labels = _padded(tokenizer, data.train)
     generator = torch.Generator().manual_seed(seed)
 

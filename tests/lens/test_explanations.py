@@ -375,6 +375,12 @@ def test_a_comparison_holds_everything(encoder):
         f.text == WARNING for f in told.findings()
     )
     assert len(told.faithfulness) == len(told.methods) and "ig" in told.errors["method"]
+    titles = [panel.title for panel in told.panels()]
+    assert titles[0].startswith("Tokens of text 1") and "Agreement of methods" in titles
+    from regard.report import Report, Section
+
+    page = Report(title="tiny", sections=[Section(title="a", findings=told.findings(), panels=told.panels())])
+    assert "should not be used to judge" in page.html()
     with pytest.raises(RegardError, match="one for each"):
         compare_methods(encoder, None, [IDS], target=[1, 2], baseline=0)
     with pytest.raises(RegardError, match="at least one text"):

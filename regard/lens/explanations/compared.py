@@ -118,7 +118,7 @@ class Comparison:
     def errors(self) -> Table:
         """One row a method whose scores should sum to F(e) - F(e0): how far they are off."""
         rows = [
-            (name, [abs(e.error) for e in told], [abs(e.value - e.value_baseline) for e in told])
+            (name, [abs(e.error or 0.0) for e in told], [abs(e.value - e.value_baseline) for e in told])
             for name, told in self.explanations.items()
             if all(e.error is not None for e in told)
         ]

@@ -220,7 +220,8 @@ class Explainer:
     def of(self, name: str, seed: int = 0) -> Explanation:
         """Return the scores by one method; see `explain`."""
         method, subject = METHODS[name], self.subject
-        error, settings = None, {}
+        error: float | None = None
+        settings: dict[str, Any] = {}
         if method.run is not None:
             options = {**self.steps, **self.samples_of(name)}
             found, error, settings = method.run(subject, seed=seed, **options)
