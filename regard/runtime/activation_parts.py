@@ -29,7 +29,7 @@ class Node(NamedTuple):
 
     @property
     def point(self) -> Point:
-        return Point(STREAM[self.kind], self.alias)  # type: ignore[arg-type]
+        return Point(STREAM[self.kind], self.alias)
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,7 @@ class Streams:
             if int(tokens.min()) < 0 or int(tokens.max()) >= len(weight):  # type: ignore[arg-type]
                 raise RegardError(f"tokens has an id that logits over {len(weight)} tokens do not have.")  # type: ignore[arg-type]
             found = final @ weight[tokens].T  # type: ignore[index]
-            found = found if bias is None else found + bias[tokens]  # type: ignore[index]
+            found = found if bias is None else found + bias[tokens]
             out = torch.full((len(final), len(weight)), torch.nan, dtype=found.dtype)  # type: ignore[arg-type]
             out[:, tokens] = found
             return out

@@ -50,13 +50,12 @@ class Patcher:
             ran, before = self._frozen(one)[:, -1], self.one.logits[:, -1]
             require_sum(self.root, before, torch.where(closed.isnan(), closed, ran), closed)
         elif self.first > 0:
-            ran = self._kept(one)
-            before = self._inputs(self.sites[self.first].alias, [])
+            given = self._kept(one)
+            clean = self._inputs(self.sites[self.first].alias, [])
             self.streams = streams
-            closed = self._kept(one)
-            for name in closed:
+            for name, summed in self._kept(one).items():
                 if self.numbers[name] == self.first:
-                    require_sum(self.root, before[name], ran[name], closed[name])
+                    require_sum(self.root, clean[name], given[name], summed)
         self.streams, self.tokens = streams, tokens
 
     def changes(self, senders: list[Sender], kept: Resumable, advance: Callable[[int], None]) -> Tensor:
@@ -124,7 +123,7 @@ class Patcher:
         assert self.received is not None
         if self.streams is not None:
             above = [a for a in self.received.heads if self.numbers[a] > self.numbers[senders[0][0]]]
-            found = {}
+            found: dict[str, Tensor] = {}
             for alias in above:
                 found |= self._inputs(alias, senders)
             return found

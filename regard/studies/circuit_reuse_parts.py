@@ -12,7 +12,8 @@ from torch import Tensor
 
 from regard.lens.circuits import Circuit, Stage, discover_circuit, label_heads, roles_of
 from regard.lens.circuits.discover import patch_stage
-from regard.runtime.edits import force_attention
+from regard.runtime.edits.forced import Forced, force_attention
+from regard.runtime.edits.targets import HeadName
 from regard.runtime.head_table import Head, HeadTable
 from regard.runtime.prefix import prefix_cache
 from regard.tasks.colored_objects import colored_objects
@@ -152,7 +153,8 @@ class End:
 
     def logits(self, heads: Sequence[Head], to: Tensor) -> Tensor:
         """Return the logits [N, V], the last row of the heads shared evenly among positions [N] or [N, n]."""
-        patterns = {head: (self.last, to.reshape(len(self.ids), -1)) for head in heads}
+        rows = self.last, to.reshape(len(self.ids), -1)
+        patterns: dict[HeadName, Forced] = {head: rows for head in heads}
         with torch.no_grad():
             if not patterns:
                 return self._run()
