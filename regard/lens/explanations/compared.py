@@ -136,7 +136,7 @@ class Comparison:
         """Return what is to be said: agreement with chance and warning, faithfulness, what was left out."""
         found = [Finding(sentence) for sentence in self.agreement().said()]
         table = self.faithfulness
-        for kind in Faithful._fields if self.faithful else ():
+        for kind in Faithful._fields if self.faithful and len(self) > 1 else ():
             better = [row["method"] for row in table.rows() if row[f"{kind} low"] > 0]
             names = ", ".join(better) or "none"
             found.append(Finding(f"By {kind}, these rank tokens better than random orders do: {names}."))
