@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regard.cli import given
 from regard.errors import RegardError
 
 if TYPE_CHECKING:
@@ -111,12 +112,10 @@ def _plain(row: dict[str, Any], finite: Any) -> dict[str, Any]:
     return {key: finite(value) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _texts(given: str | None) -> tuple[list[str], str]:
-    from regard.cli.given import read_text
-
-    if given is None:
+def _texts(told: str | None) -> tuple[list[str], str]:
+    if told is None:
         return [DEFAULT], "one sentence"
-    words, origin = read_text(given)
+    words, origin = given.read_text(told)
     texts = [line.strip() for line in words.splitlines() if line.strip()]
     if len(texts) > MOST_TEXTS:
         raise RegardError(f"The text ({origin}) has {len(texts)} lines; {MOST_TEXTS} are taken at most.")
@@ -144,9 +143,7 @@ def _baseline(options: Any, tokenizer: Any) -> Any:
 
 
 def _report(path: str | None, request: Request) -> Path | None:
-    from regard.cli.given import check_report
-
-    return None if path is None else check_report(path, False, (request.path,))
+    return None if path is None else given.check_report(path, False, (request.path,))
 
 
 def _write_page(path: Path, request: Request, found: Comparison, origin: str) -> None:
