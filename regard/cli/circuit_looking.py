@@ -126,7 +126,7 @@ def write_report(path: Path, look: Look, found: Found) -> None:
     seen = look.at_text({RECORDER: Recorder(name=RECORDER)}, None, True)
     title = f"On {found.said}"
     panels = circuit_panels(found.circuit, found.labels, found.edges, roles=found.roles)
-    words = look.tokenizer.convert_ids_to_tokens(found.shown.clean_ids.tolist())
+    words = [look.tokenizer.decode([token]) for token in found.shown.clean_ids.tolist()]
     section = Section(
         title=title, short=found.prompts.task, findings=circuit_findings(found.circuit, found.roles),
         panels=[*panels, *patched_panels(found.patched, words)], recorded=seen[RECORDER],
