@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one thread each, their children's too
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -46,9 +48,8 @@ def seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():
-    """Use the threads that OMP_NUM_THREADS allows, or two; one where tests run side by side."""
-    beside = "PYTEST_XDIST_WORKER" in os.environ
-    torch.set_num_threads(1 if beside else int(os.environ.get("OMP_NUM_THREADS", "2")))
+    """Use the threads that OMP_NUM_THREADS allows, or two."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

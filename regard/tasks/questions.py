@@ -194,7 +194,7 @@ def simple_questions(count: int = 32, *, seed: int = 0, options: int = 4) -> lis
 
     Example:
         >>> simple_questions(1).pop().text
-        'Which of these is a tool?'
+        'Which of these is a relative?'
     """
     check_count(count)
     if not 2 <= options <= len(KINDS):
