@@ -190,7 +190,7 @@ class ExplanationAgreement(Study):
         ),
     )
     full = Size()
-    quick = Size(seeds=1, texts=3, samples=20, steps=12, known_samples=40, prompts=1, gradient_steps=2)
+    quick = Size(seeds=1, texts=2, samples=10, steps=6, known_samples=20, prompts=1, gradient_steps=2)
 
     def prepare(self) -> None:
         import regard
