@@ -67,3 +67,16 @@ def check_masks(valid: Sequence[Tensor]) -> Scores:
         shapes = ", ".join(str(list(m.shape)) for m in masks)
         raise ShapeMismatch(f"masks of scores are {shapes}; each must be [B, ..., keys] with the same B.")
     return masks
+
+
+def check_options(eps: float, lam: float, variant: str, variants: Sequence[str]) -> None:
+    """Refuse a length or weight that is negative or not finite, and an unknown variant.
+
+    Raises:
+        RegardError: saying which.
+    """
+    for name, value in (("eps", eps), ("lam", lam)):
+        if not 0 <= value < float("inf"):
+            raise RegardError(f"{name} is {value}; it must be a finite number from 0.")
+    if variant not in variants:
+        raise RegardError(f"variant is {variant!r}; it must be one of {', '.join(variants)}.")

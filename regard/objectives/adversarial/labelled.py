@@ -30,6 +30,7 @@ from regard.errors import RegardError
 from regard.objectives.adversarial.directions import (
     Scores,
     check_masks,
+    check_options,
     random_unit,
     scaled,
     signs,
@@ -83,13 +84,7 @@ class AttentionAdversary:
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value in (("eps", self.eps), ("lam", self.lam)):
-            if not 0 <= value < float("inf"):
-                raise RegardError(f"{name} is {value}; it must be a finite number from 0.")
-        if self.variant not in get_args(Variant):
-            raise RegardError(
-                f"variant is {self.variant!r}; it must be one of {', '.join(get_args(Variant))}."
-            )
+        check_options(self.eps, self.lam, self.variant, get_args(Variant))
 
     def __call__(self, loss_of: LossOf, valid: Sequence[Tensor]) -> tuple[Tensor, Perturbed]:
         """Return the loss to lower, and what was done.

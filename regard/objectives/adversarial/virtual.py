@@ -30,6 +30,7 @@ from regard.errors import RegardError, ShapeMismatch
 from regard.objectives.adversarial.directions import (
     Scores,
     check_masks,
+    check_options,
     random_unit,
     scaled,
     signs,
@@ -64,17 +65,11 @@ class AttentionVirtualAdversary:
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value in (("eps", self.eps), ("lam", self.lam)):
-            if not 0 <= value < float("inf"):
-                raise RegardError(f"{name} is {value}; it must be a finite number from 0.")
+        check_options(self.eps, self.lam, self.variant, get_args(Variant))
         if not 0 < self.xi < float("inf"):
             raise RegardError(f"xi is {self.xi}; it must be a finite number above 0.")
         if self.steps < 1:
             raise RegardError(f"steps is {self.steps}; there must be one at least.")
-        if self.variant not in get_args(Variant):
-            raise RegardError(
-                f"variant is {self.variant!r}; it must be one of {', '.join(get_args(Variant))}."
-            )
 
     def __call__(self, logits_of: LogitsOf, valid: Sequence[Tensor]) -> tuple[Tensor, Scores]:
         """Return the loss to lower beside the task's, a mean over sequences, and the perturbation.
