@@ -181,7 +181,6 @@ def test_a_gain_of_one_changes_nothing_and_of_zero_is_silence(name):
     model = made(name)
     layer = routers_of(model)[0].layer
     with tune_experts(model, gain={(layer, 2): 1.0}):
-        assert torch.equal(logits(model), logits(model))
         same = logits(model)
     torch.testing.assert_close(same, logits(model))
     with tune_experts(model, gain={(layer, 2): 0.0}):
@@ -205,7 +204,6 @@ def test_scope_and_cached_decoding():
             step = model(ids[:, -1:], past_key_values=plain.past_key_values).logits
         torch.testing.assert_close(step[:, 0], model(ids).logits[:, -1], atol=1e-4, rtol=1e-3)
         with tune_experts(model, **tuned, scope="generated"):
-            torch.testing.assert_close(model(ids).logits, model(ids).logits)
             assert torch.equal(model(ids[:, :-1]).logits, plain.logits)
 
 
