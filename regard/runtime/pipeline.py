@@ -185,7 +185,7 @@ def _by_matrix(edit: Edit, fast: Inner, opens: Callable[[], _Opened]) -> Inner:
         call.annotate(block)
         block.weights = weights.float()
         for editor in editors:
-            if defines(editor, "survey"):
+            if defines(editor, "survey") and _surveys(editor, call):
                 with torch.no_grad():
                     editor.survey(block)  # type: ignore[attr-defined]
             if defines(editor, "weights"):
@@ -249,7 +249,7 @@ def _softmax_attention(
         return _watched(call, opened)
     reuse = False if torch.is_grad_enabled() and opened.edits else None
     for count, edit in enumerate(opened.edits):
-        if defines(edit, "survey"):
+        if defines(edit, "survey") and _surveys(edit, call):
             _survey(call, edit, opened, opened.edits[:count])
     writes = opened.everything or bool(opened.edits)
     keep_all = reuse is False or torch.is_grad_enabled()
@@ -308,6 +308,10 @@ def _run_block(call: Call, block: RowBlock, edits: Sequence[Edit], lenses: Seque
             if new is not None:
                 block.weights = _replaced(edit, new, block.weights)
     _tell(lenses, "weights", block)
+
+
+def _surveys(edit: Edit, call: Call) -> bool:
+    return not defines(edit, "surveys") or edit.surveys(call)  # type: ignore[attr-defined]
 
 
 def _survey(call: Call, edit: Edit, opened: _Opened, earlier: Sequence[Edit]) -> None:

@@ -86,6 +86,10 @@ class ACT(Edit):
         """Refuse heads that the model does not have, and a model without middle layers."""
         if self.heads is not None:
             targets.check_heads(self.heads, anatomy, "ACT")
+            here: dict[str, list[int]] = {}
+            for layer, head in self.heads:
+                here.setdefault(anatomy.site(layer).alias, []).append(head)
+            object.__setattr__(self, "_here", here)
             return
         stack = [site.alias for site in anatomy.sites if site.kind == anatomy.main]
         if not stack[2:-1]:
@@ -103,14 +107,16 @@ class ACT(Edit):
             return None
         if self.heads is None:
             return EVERYTHING if call.site.alias in self._middle else None  # type: ignore[attr-defined]
-        here = targets.heads_here(call, self.heads)
-        return Wanted(heads=here) if here else None
+        here = self._here.get(call.site.alias)  # type: ignore[attr-defined]
+        return Wanted(heads=targets.within(call, here)) if here else None
+
+    def surveys(self, call: Call) -> bool:
+        """Steps of one token leave the sinks as they are."""
+        return call.query_length > 1 or "sinks" not in call.run.state(self, call.site, call.part)
 
     def survey(self, block: RowBlock) -> None:
-        """Add up what each key receives; steps of one token leave the sinks as they are."""
+        """Add up what each key receives."""
         call, state = block.call, self._state(block)
-        if call.query_length == 1 and "sinks" in state:
-            return
         if state.get("forward") != call.run.fed:
             state["before"] = state.get("mass"), state.get("rows")
             state["forward"] = call.run.fed
@@ -131,16 +137,16 @@ class ACT(Edit):
         sinks = state["sinks"][..., place]
         missing = block.key_stop - block.key_start - sinks.shape[2]
         sinks = torch.nn.functional.pad(sinks, (0, missing))[:, :, None]
-        old = self._mine(block, block.weights)
+        columns = self._columns(block)
+        old = targets.pick(block.weights, columns)
         after_first = (block.query_positions > 0)[:, None]
-        new = redistribute(old, sinks, ~sinks, 1 - self.beta, after_first)
-        return targets.put(block.weights, self._columns(block), new)
+        return targets.put(block.weights, columns, redistribute(old, sinks, None, 1 - self.beta, after_first))
 
     def _state(self, block: RowBlock) -> dict[str, Any]:
         return block.run.state(self, block.site, block.call.part)
 
     def _columns(self, block: RowBlock) -> list[int] | None:
-        here = None if self.heads is None else targets.heads_here(block.call, self.heads)
+        here = None if self.heads is None else self._here[block.site.alias]  # type: ignore[attr-defined]
         return targets.columns(block, here)
 
     def _mine(self, block: RowBlock, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from regard.errors import RegardError, ShapeMismatch
 def redistribute(
     weights: Tensor,
     from_mask: Tensor,
-    to_mask: Tensor,
+    to_mask: Tensor | None,
     fraction: float | Tensor,
     row_gate: Tensor | None = None,
 ) -> Tensor:
@@ -29,7 +29,7 @@ def redistribute(
     Args:
         weights: [..., R, K], such as [B, H, R, K].
         from_mask: bool, broadcastable to `weights`: keys that give.
-        to_mask: bool, broadcastable to `weights`: keys that receive.
+        to_mask: bool, broadcastable to `weights`: keys that receive; None for all that do not give.
         fraction: 0 to 1, or a tensor broadcastable to [..., R, 1]. It is the part moved, not kept.
         row_gate: bool or 0 to 1, broadcastable to [..., R]: rows in which to do it; default all.
 
@@ -45,28 +45,26 @@ def redistribute(
     if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
         raise RegardError(f"fraction is {fraction}; it must lie between 0 and 1, and is the part moved.")
     for name, mask in (("from_mask", from_mask), ("to_mask", to_mask)):
+        if mask is None:
+            continue
         if mask.dtype != torch.bool:
             raise RegardError(f"{name} has dtype {mask.dtype}; it must be bool.")
         _fits(name, mask, weights.shape)
-    giving = from_mask.expand(weights.shape)
-    receiving = to_mask.expand(weights.shape) & ~giving
-    given = torch.where(giving, weights, 0.0)
-    held = torch.where(receiving, weights, 0.0)
-    total = held.sum(-1, keepdim=True)
+    others = ~from_mask if to_mask is None else to_mask & ~from_mask
+    given = torch.where(from_mask, weights, 0.0).sum(-1, keepdim=True)
+    held = torch.where(others, weights, 0.0).sum(-1, keepdim=True)
     part = torch.as_tensor(fraction, device=weights.device, dtype=weights.dtype)
     _fits("fraction", part, (*weights.shape[:-1], 1))
     if row_gate is not None:
         _fits("row_gate", row_gate, weights.shape[:-1])
         part = part * row_gate.to(weights.dtype)[..., None]
-    part = torch.where(total > 0, part, 0.0)
-    gain = part * given.sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
-    return weights - part * given + gain * held
+    part = torch.where(held > 0, part, 0.0)
+    more = 1 + part * given / torch.where(held > 0, held, 1.0)
+    kept = torch.where(from_mask, 1 - part, more if to_mask is None else torch.where(others, more, 1.0))
+    return weights * kept
 
 
 def _fits(name: str, x: Tensor, shape: tuple[int, ...] | torch.Size) -> None:
-    try:
-        fits = torch.broadcast_shapes(x.shape, tuple(shape)) == tuple(shape)
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.ndim > len(shape) or any(size not in (1, whole) for size, whole in sizes):
         raise ShapeMismatch(f"{name} has shape {tuple(x.shape)}, which does not broadcast to {tuple(shape)}.")

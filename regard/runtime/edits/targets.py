@@ -112,7 +112,7 @@ def columns(block: RowBlock, heads: Sequence[int] | None) -> list[int] | None:
     if block.heads is None:
         return list(heads)
     opened = block.heads.tolist()
-    return [opened.index(head) for head in heads]
+    return None if opened == list(heads) else [opened.index(head) for head in heads]
 
 
 def pick(x: Tensor, where: list[int] | None) -> Tensor:
