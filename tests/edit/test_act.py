@@ -6,6 +6,7 @@ import torch
 import regard
 from regard.edit import ACT
 from regard.errors import NoSuchSite, RegardError
+from regard.runtime import pipeline
 from tests.edit.plain import changed, close, logits
 from tests.support.families import FAMILIES
 
@@ -103,6 +104,30 @@ def test_decoding_keeps_the_sinks_of_the_prompt():
         expected = model(whole).logits
     for n, step in enumerate(steps):
         assert close(step, expected[:, ids.shape[1] - 1 + n])
+
+
+def test_a_decoded_token_opens_its_row_once(monkeypatch):
+    model = FAMILIES["llama"].build()
+    ids = FAMILIES["llama"].inputs(model)["input_ids"]
+    opened = []
+    original = pipeline._run_block
+    monkeypatch.setattr(pipeline, "_run_block", lambda *given: (opened.append(1), original(*given)))
+    with torch.no_grad(), regard.steer(model, ACT([(1, 2)], alpha=1.3)):
+        out = model(ids, use_cache=True)
+        assert len(opened) == 2, "once to find the sinks, once to calibrate"
+        model(ids[:, :1], past_key_values=out.past_key_values)
+    assert len(opened) == 3
+
+
+def test_a_static_cache_gives_the_same():
+    family = FAMILIES["llama"]
+    model = family.build()
+    inputs = family.inputs(model, "left")
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with regard.steer(model, ACT(PAIRS, alpha=1.3)):
+        grown = model.generate(**inputs, **options)
+        fixed = model.generate(**inputs, **options, cache_implementation="static")
+    assert torch.equal(grown, fixed)
 
 
 def test_it_generates_with_beams_and_left_padding():
