@@ -22,6 +22,9 @@ _HOME = {
     "unswap": "regard.attention.kept",
     "patch": "regard.runtime.verbs",
     "Point": "regard.runtime.site",
+    "Prompt": "regard.runtime.prompt",
+    "encode_prompts": "regard.runtime.prompt",
+    "score_options": "regard.runtime.option_scores",
     "Lens": "regard.runtime.protocol",
     "Edit": "regard.runtime.protocol",
     "Wanted": "regard.runtime.protocol",
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from regard.attention.kept import unswap
     from regard.attention.swap import swap
     from regard.edit.files import load_edits, save_edits
+    from regard.runtime.option_scores import score_options
+    from regard.runtime.prompt import Prompt, encode_prompts
     from regard.runtime.protocol import Edit, Lens, Wanted
     from regard.runtime.site import Point
     from regard.runtime.verbs import patch, steer, watch
@@ -40,11 +45,14 @@ __all__ = [
     "Edit",
     "Lens",
     "Point",
+    "Prompt",
     "Wanted",
+    "encode_prompts",
     "load",
     "load_edits",
     "patch",
     "save_edits",
+    "score_options",
     "steer",
     "swap",
     "unswap",

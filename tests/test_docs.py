@@ -18,6 +18,7 @@ from regard.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LONG = "<!-- takes minutes: not run with the tests -->\n"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 TOLERANCE = 0.02
@@ -43,12 +44,12 @@ class Recipe:
 
 
 def recipes(page):
-    """The python blocks of a page and those of `regard inspect`, in order."""
+    """The python blocks of a page and those of `regard inspect`, in order, but for those said to take long."""
     text = page.read_text(encoding="utf-8")
     blocks = list(FENCE.finditer(text))
     for block, after in zip(blocks, [*blocks[1:], None], strict=False):
         shell = block[1] == "bash" and block[2].startswith("regard inspect ")
-        if block[1] != "python" and not shell:
+        if (block[1] != "python" and not shell) or text[: block.start()].endswith(LONG):
             continue
         follows = after is not None and after[1] == "text"
         follows = follows and not text[block.end() : after.start()].strip()
