@@ -44,7 +44,7 @@ class Recipe:
 
 
 def recipes(page):
-    """The python blocks of a page and those of `regard inspect`, in order, but for those said to take long."""
+    """The python blocks of a page and those of `regard inspect`, in order, but for those of minutes."""
     text = page.read_text(encoding="utf-8")
     blocks = list(FENCE.finditer(text))
     for block, after in zip(blocks, [*blocks[1:], None], strict=False):
