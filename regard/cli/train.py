@@ -11,6 +11,7 @@ from regard.errors import RegardError
 LANGUAGE: dict[str, Any] = {
     "mechanism": "softmax", "set": [], "text": None, "vocabulary": 512, "dim": 128, "layers": 2, "heads": 4,
     "kv_heads": None, "positions": "rotary", "gate": None, "head_norm": False, "length": 128,
+    "objective": "next-token", "mask_ratio": None, "mask_ramp": None, "accumulate": 1, "precision": "no",
 }  # fmt: skip
 IMAGES: dict[str, Any] = {
     "model": None, "image_size": None, "channels": None, "held_out": 0.2, "epochs": None, "smoothing": None,
@@ -40,6 +41,8 @@ def _both(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, help="highest learning rate (0.003; 0.002)")
     add("--seed", type=int, default=0, help="of weights, batches and all other chance (0)")
     add("--every", type=int, metavar="N", help="steps between held-out losses and files (50; an epoch)")
+    add("--accumulate", type=int, metavar="N", help="pieces to compute a batch in, to save memory (1)")
+    add("--precision", choices=("no", "bf16"), help="mixed precision (no)")
     add("--device", help="such as cpu or cuda (cpu; of images a GPU where there is one)")
     add("--out", metavar="DIR", help=f"folder to write to (default: {TRAINED}/NAME)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with DIR (default)")
@@ -60,6 +63,13 @@ def _language(group: Any) -> None:
     add("--gate", choices=("sigmoid", "silu"), help="output gate of attention")
     add("--head-norm", action="store_true", default=None, help="normalise each head's output")
     add("--length", type=int, help="tokens a sequence (128)")
+    add(
+        "--objective",
+        choices=("next-token", "meap"),
+        help="meap hides some of the inputs behind a [MASK] token (next-token)",
+    )
+    add("--mask-ratio", type=float, metavar="SHARE", help="of the inputs that meap hides (0.15)")
+    add("--mask-ramp", type=int, metavar="N", help="steps in which that share grows from 0 (none)")
 
 
 def _images(group: Any) -> None:
@@ -87,8 +97,6 @@ def _images(group: Any) -> None:
     add("--smoothing", type=float, metavar="SHARE", help="of labels (0.1)")
     add("--shift", type=int, metavar="N", help="pixels to move an image by at most (1)")
     add("--flip", action="store_true", default=None, help="mirror half of the images")
-    add("--accumulate", type=int, metavar="N", help="pieces to compute a batch in, to save memory (1)")
-    add("--precision", choices=("no", "bf16"), help="mixed precision (no)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,7 +117,7 @@ def _filled(
 ) -> argparse.Namespace:
     """Defaults where nothing was given; what belongs to the other kind is refused."""
     for name in others:
-        if getattr(options, name) is not None:
+        if name not in own and getattr(options, name) is not None:
             raise RegardError(f"--{name.replace('_', '-')} is an option of {whose}.")
     given = vars(options)
     return argparse.Namespace(

@@ -28,11 +28,10 @@ from regard.errors import RegardError, ShapeMismatch
 from regard.objectives.checkpoint import Log
 from regard.objectives.confusion import confusion, logits_of
 from regard.objectives.loop import Loop, in_words
-from regard.objectives.schedule import Schedule, check_count, mixed
+from regard.objectives.schedule import PRECISIONS, Schedule, check_count, mixed
 from regard.tasks.images import Images, augmented, normalized
 
 EPOCHS = 20
-PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,23 @@ from regard.attention.mechanism import Mechanism
 from regard.errors import RegardError
 from regard.objectives.checkpoint import Log
 from regard.objectives.loop import Loop
-from regard.objectives.schedule import STEPS, Schedule, check_count, device_of, mixed
+from regard.objectives.schedule import PRECISIONS, STEPS, Schedule, check_count, device_of, mixed
 from regard.tasks.corpus import Corpus
 
 Measure = Callable[[nn.Module], Mapping[str, float]]
 Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Inputs(Protocol):
+    """What a model reads in place of its inputs, such as `regard.objectives.meap_objective.MEAP`."""
+
+    def __call__(self, ids: Tensor, step: int) -> Tensor:
+        """Return what is read at a step, int64 [B, T], of the inputs [B, T], which are not changed."""
+        ...
+
+    def told(self) -> dict[str, Any]:
+        """Return what it is, as JSON holds it; a training's file is refused by another."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +43,22 @@ class Recipe(Schedule):
 
     Attributes:
         length: tokens predicted in a sequence; a batch is of sequences.
+        accumulate: pieces that a batch is computed in, to save memory.
+        precision: "no", or "bf16" for bfloat16 where that is safe.
     """
 
     length: int = 128
+    accumulate: int = 1
+    precision: str = "no"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("length", self.length, 1)
+        check_count("accumulate", self.accumulate, 1)
+        if self.accumulate > self.batch:
+            raise RegardError(f"accumulate is {self.accumulate}, and a batch has {self.batch} sequences.")
+        if self.precision not in PRECISIONS:
+            raise RegardError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}.")
 
 
 def train(
@@ -52,6 +73,7 @@ def train(
     checkpoint_every: int = 50,
     windows: int = 64,
     loss: Loss | None = None,
+    inputs: Inputs | None = None,
     measure: Measure | None = None,
     about: Mapping[str, Any] | None = None,
     tick: Callable[[float], None] | None = None,
@@ -71,6 +93,8 @@ def train(
         windows: held-out sequences of `length` that count; 0 for all.
         loss: what to lower instead of the next-token loss and what mechanisms add to it; given the model and
             tokens [B, T + 1].
+        inputs: what the model reads in place of tokens [B, T], such as some of them hidden; targets stay, and
+            so does the held-out loss. Not together with `loss`.
         measure: what else to write down, with each held-out loss, from the model in evaluation mode and
             without gradients.
         about: what the model is, as JSON holds it; a file of another model is refused by it.
@@ -94,13 +118,26 @@ def train(
     recipe = recipe or Recipe.of("train", steps=steps, **options)
     _check(model, data, recipe)
     check_count("windows", windows, 0)
+    if loss is not None and inputs is not None:
+        raise RegardError("both loss and inputs were given; a loss reads what it likes itself.")
     told = {"recipe": asdict(recipe), "data": data.digest(), "windows": windows, "about": dict(about or {})}
-    batches, goal = _Batches(data.train, recipe), loss or _next_token_and_auxiliary
+    told["inputs"] = "clean" if inputs is None else inputs.told()
+    batches, device = _Batches(data.train, recipe), device_of(model)
 
     def descend(step: int) -> float:
-        value = goal(model, batches.at(step).to(device_of(model)))
-        value.backward()
-        return float(value.detach())
+        tokens, total = batches.at(step), 0.0
+        read = tokens[:, :-1] if inputs is None else inputs(tokens[:, :-1], step)
+        parts = (x.to(device).tensor_split(recipe.accumulate) for x in (tokens, read))
+        for piece, given in zip(*parts, strict=True):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                if loss is not None:
+                    value = loss(model, piece)
+                else:
+                    value = _next_token_and_auxiliary(model, given, piece[:, 1:])
+            value = value * (len(piece) / recipe.batch)
+            value.backward()
+            total += float(value.detach())
+        return total
 
     def judge() -> tuple[float, dict[str, float]]:
         return evaluate(model, data, recipe.length, windows, recipe.batch), _measures(model, measure)
@@ -114,12 +151,16 @@ def train(
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the mean cross-entropy, in nats, of each token after the first, of tokens int64 [B, T + 1]."""
-    logits = logits_of(model, tokens[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return _loss(model, tokens[:, :-1], tokens[:, 1:])
 
 
-def _next_token_and_auxiliary(model: nn.Module, tokens: Tensor) -> Tensor:
-    loss = next_token_loss(model, tokens)
+def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    logits = logits_of(model, inputs)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _next_token_and_auxiliary(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    loss = _loss(model, inputs, targets)
     added = auxiliary_loss(model)
     return loss if added is None else loss + added
 

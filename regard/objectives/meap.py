@@ -15,6 +15,8 @@ Source: Zhuang et al., 2025, arXiv 2502.07490, section 3. Status: `shared51` agr
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,32 +37,38 @@ def mask_inputs(
     *,
     generator: torch.Generator | None = None,
     valid: Tensor | None = None,
-    protect: Tensor | list[int] | None = None,
+    protect: Tensor | Sequence[int] | None = None,
+    documents: Tensor | None = None,
     scheme: Scheme = "independent",
     step: int = 0,
     rows: int | None = None,
+    allow: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Hide a share of the tokens of each row.
+    """Hide a share of the tokens of each row, or of each document in it.
 
     Args:
         ids: inputs, int64 [B, T]; not changed.
         mask_id: the token that stands for a hidden one.
         ratio: P, in [0, 1); 0 hides nothing. Beyond 0.2 the authors tried none.
-        generator: of `independent`, on the device of `ids`; default torch's own.
+        generator: of `independent`, on any device: the same on the CPU hides the same on a GPU; default
+            torch's own on the device of `ids`.
         valid: bool [B, T], False at padding, which is never hidden and not counted in T.
         protect: what is never hidden: a mask, bool [B, T], or token ids.
+        documents: which document of a packed row each token is of, int64 [B, T] from 0; each is counted for
+            itself, and its last token is never hidden.
         scheme: `independent` draws for each row; `shared51` hides the same positions in all rows, the same
             again after 51 steps.
         step: of `shared51`, the number of the optimizer's step.
         rows: rows of the embedding; where given, `mask_id` is held against it.
+        allow: take ids that hold `mask_id` already, such as one that ends texts.
 
     Returns:
         The ids with some hidden, and where, bool [B, T].
 
     Raises:
         RegardError: for a ratio out of range, fewer than two tokens, a `mask_id` without a row of the
-            embedding, ids that hold it already, and `shared51` with padding or protected tokens, which the
-            official draw does not know.
+            embedding, ids that hold it already, and `shared51` with padding, documents or protected tokens,
+            which the official draw does not know.
         ShapeMismatch: for masks of another shape.
 
     Example:
@@ -69,16 +77,24 @@ def mask_inputs(
         >>> int(where.sum()), bool((hidden[where] == 99).all()), bool(where[0, -1])
         (3, True, False)
     """
-    _check(ids, mask_id, ratio, scheme, rows)
+    _check(ids, mask_id, ratio, scheme, rows, allow)
     if ratio == 0:
         return ids, torch.zeros_like(ids, dtype=torch.bool)
     if scheme == "shared51":
-        if valid is not None or protect is not None:
-            raise RegardError("shared51 knows no padding and no protected tokens; take scheme='independent'.")
+        if any(given is not None for given in (valid, protect, documents)):
+            raise RegardError(
+                "shared51 knows no padding, no documents and no protected tokens; take scheme='independent'."
+            )
         where = torch.zeros_like(ids, dtype=torch.bool)
         where[:, shared_positions(ids.shape[1], ratio, step)] = True
     else:
-        where = _independent(ids, ratio, generator, valid, protect)
+        free = torch.ones_like(ids, dtype=torch.bool)
+        if valid is not None:
+            free = _shaped("valid", valid, ids).bool()
+        choose = _of_rows
+        if documents is not None:
+            choose = partial(_of_documents, _shaped("documents", documents, ids))
+        where = choose(_drawn(ids, generator), free, _kept(ids, protect), ratio)
     return ids.masked_fill(where, mask_id), where
 
 
@@ -90,6 +106,12 @@ def shared_positions(length: int, ratio: float, step: int) -> list[int]:
         True
     """
     return random.Random(FIRST_SEED + step % CYCLE).sample(range(length - 1), max(1, int(length * ratio)))
+
+
+def check_ratio(ratio: float, name: str = "ratio") -> None:
+    """Refuse a share that is not from 0 up to, and not including, 1."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise RegardError(f"{name} is {ratio!r}; it must be from 0 up to, and not including, 1.")
 
 
 def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
@@ -125,21 +147,60 @@ def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
     return mask_id
 
 
-def _independent(
-    ids: Tensor, ratio: float, generator: torch.Generator | None, valid: Tensor | None,
-    protect: Tensor | list[int] | None,
-) -> Tensor:  # fmt: skip
-    free = torch.ones_like(ids, dtype=torch.bool) if valid is None else _shaped("valid", valid, ids)
-    count = (free.sum(1) * ratio).int().clamp(min=1)
+def with_mask_token(tokenizer: Any) -> tuple[int, Any]:
+    """Return the id of `[MASK]` and a copy of a `tokenizers.Tokenizer` that has it; of a `Corpus`, say.
+
+    A text that holds the word `[MASK]` itself was tokenized without it, and stays as it was.
+    """
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.add_special_tokens([MASK_TOKEN])
+    return int(copy.token_to_id(MASK_TOKEN)), copy
+
+
+def _drawn(ids: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = ids.device if generator is None else generator.device
+    return torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
+
+
+def _kept(ids: Tensor, protect: Tensor | Sequence[int] | None) -> Tensor | None:
+    """Which tokens are protected, bool [B, T]."""
+    if protect is None:
+        return None
+    if isinstance(protect, Tensor) and protect.dtype == torch.bool:
+        return _shaped("protect", protect, ids)
+    return torch.isin(ids, torch.as_tensor(protect, device=ids.device))
+
+
+def _of_rows(drawn: Tensor, free: Tensor, kept: Tensor | None, ratio: float) -> Tensor:
+    """Choose among the free tokens of each row, the last left out."""
+    count = (free.sum(1).double() * ratio).int().clamp(min=1)
     last = free.int().cumsum(1).argmax(1)
     free = free.scatter(1, last[:, None], False)
-    if isinstance(protect, Tensor) and protect.dtype == torch.bool:
-        free = free & ~_shaped("protect", protect, ids)
-    elif protect is not None:
-        free = free & ~torch.isin(ids, torch.as_tensor(protect, device=ids.device))
-    drawn = torch.rand(ids.shape, generator=generator, device=ids.device).masked_fill(~free, 2.0)
-    rank = drawn.argsort(1).argsort(1)
-    return (rank < count[:, None]) & free
+    free = free if kept is None else free & ~kept
+    order = drawn.masked_fill(~free, 2.0).argsort(1)
+    first = torch.arange(drawn.shape[1], device=drawn.device) < count[:, None]
+    return torch.zeros_like(free).scatter(1, order, first) & free
+
+
+def _of_documents(
+    documents: Tensor, drawn: Tensor, free: Tensor, kept: Tensor | None, ratio: float
+) -> Tensor:
+    """Choose among the free tokens of each document, the last left out."""
+    rows = torch.arange(len(free), device=free.device)[:, None] * (int(documents.max()) + 1)
+    group, open_ = (documents + rows).flatten(), free.flatten()
+    places = torch.arange(len(group), device=free.device)
+    sizes = torch.zeros(int(group.max()) + 1, dtype=torch.long, device=free.device)
+    last = torch.full_like(sizes, -1).scatter_reduce(0, group[open_], places[open_], "amax")
+    sizes = sizes.scatter_add(0, group[open_], torch.ones_like(group[open_]))
+    count = (sizes.double() * ratio).long().clamp(min=1)
+    open_ = open_ & (places != last[group])
+    open_ = open_ if kept is None else open_ & ~kept.flatten()
+    order = drawn.flatten().masked_fill(~open_, 2.0).argsort()
+    order = order[group[order].argsort(stable=True)]
+    begins = torch.bincount(group, minlength=len(sizes)).cumsum(0).roll(1)
+    begins[0] = 0
+    rank = torch.empty_like(places).scatter(0, order, places - begins[group[order]])
+    return ((rank < count[group]) & open_).view_as(free)
 
 
 def _shaped(name: str, mask: Tensor, ids: Tensor) -> Tensor:
@@ -147,17 +208,16 @@ def _shaped(name: str, mask: Tensor, ids: Tensor) -> Tensor:
         raise ShapeMismatch(
             f"{name} is {list(mask.shape)} and the ids {list(ids.shape)}; they must be alike."
         )
-    return mask.bool()
+    return mask
 
 
-def _check(ids: Tensor, mask_id: int, ratio: float, scheme: str, rows: int | None) -> None:
+def _check(ids: Tensor, mask_id: int, ratio: float, scheme: str, rows: int | None, allow: bool) -> None:
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise RegardError(f"ids are {list(ids.shape)}; they must be [batch, time] with two tokens at least.")
-    if not 0 <= ratio < 1:
-        raise RegardError(f"ratio is {ratio}; it must be from 0 up to, and not including, 1.")
+    check_ratio(ratio)
     if scheme not in get_args(Scheme):
         raise RegardError(f"scheme is {scheme!r}; it must be one of {', '.join(get_args(Scheme))}.")
     if rows is not None and not 0 <= mask_id < rows:
         raise RegardError(f"mask_id is {mask_id}, and the embedding has {rows} rows; resize it before.")
-    if bool((ids == mask_id).any()):
+    if not allow and bool((ids == mask_id).any()):
         raise RegardError(f"the ids hold {mask_id}, which is to stand for hidden tokens; take another token.")

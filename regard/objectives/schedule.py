@@ -22,6 +22,7 @@ from torch import nn
 from regard.errors import RegardError
 
 STEPS = 300
+PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)

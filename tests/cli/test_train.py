@@ -35,9 +35,35 @@ def test_options_of_the_mechanism_a_text_and_json(regard, tmp_path):
     assert told["model"]["vocabulary"] == 260
 
 
+def test_meap_hides_inputs_and_goes_on(regard, tmp_path):
+    words = ("--objective", "meap", "--mask-ratio", "0.2", "--mask-ramp", "4", "--accumulate", "2")
+    words = (*words, "--precision", "bf16", *SMALL, "--json", "-")
+    code, whole, err = regard("train", *words, "--out", tmp_path / "a")
+    assert (code, err) == (0, "")
+    told = json.loads(whole)
+    assert told["model"]["vocabulary"] == 513 and told["objective"]["ratio"] == {
+        "start": 0.0,
+        "end": 0.2,
+        "steps": 4,
+    }
+    from regard.models.saved import load_decoder
+
+    tokenizer = load_decoder(tmp_path / "a")[1]
+    assert tokenizer.token_to_id("[MASK]") == told["objective"]["mask_id"] == 512
+    assert "[MASK]" not in tokenizer.decode([512, 65])
+    code, again, _ = regard("train", *words, "--out", tmp_path / "a")
+    assert code == 0 and json.loads(again)["losses"] == told["losses"]
+    other = [word if word != "0.2" else "0.1" for word in words]
+    assert "inputs.ratio.end was 0.2 there and is 0.1" in regard("train", *other, "--out", tmp_path / "a")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (("--mask-ratio", "0.1"), "--mask-ratio is an option of --objective meap"),
+        (("--objective", "meap", "--mask-ratio", "1"), "ratio is 1.0"),
+        (("--objective", "meap", "--mask-ramp", "0"), "steps is 0"),
+        (("--accumulate", "99"), "accumulate is 99, and a batch has 16 sequences"),
         (("--mechanism", "linaer"), "no mechanism 'linaer'; did you mean linear?"),
         (("--mechanism", "sliding-window"), "sliding-window needs 'window'"),
         (("--set", "window"), "--set takes OPTION=VALUE"),

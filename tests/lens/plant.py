@@ -31,11 +31,11 @@ class Plant(Edit):
         return weights
 
 
-def found_and_control(model, ids, lens, target):
+def found_and_control(model, ids, lens, target, **options):
     """Return a lens' result where the head was planted, and where it was not."""
     results = []
     for edits in ([Plant(target=target)], []):
-        with torch.no_grad(), regard.steer(model, *edits, lens) as seen:
+        with torch.no_grad(), regard.steer(model, *edits, lens, **options) as seen:
             model(input_ids=ids)
         results.append(seen[type(lens)])
     return results

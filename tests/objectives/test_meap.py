@@ -1,5 +1,6 @@
 """MEAP: what is hidden and what is not, labels stay clean, rows for fine-tuning, training in `Trainer`."""
 
+import json
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from regard.errors import RegardError, ShapeMismatch
 from regard.objectives.meap import add_mask_token, mask_inputs, shared_positions
-from regard.objectives.meap_data import IGNORED, MEAPCollator, meap_sft
+from regard.objectives.meap_data import IGNORED, MEAPCollator, meap_sft, read_examples
 
 HIDDEN = 63
 
@@ -71,6 +72,39 @@ def test_padding_and_protected_tokens_are_never_hidden():
     assert mask_inputs(ids, HIDDEN, 0.4, protect=only)[1][:, 0].all()
 
 
+def test_counts_are_those_of_python_for_every_length():
+    for ratio in (0.05, 0.1, 0.15, 0.2):
+        for length in (7, 20, 40, 60, 100, 140, 380, 4096):
+            _, where = mask_inputs(torch.full((1, length), 5), HIDDEN, ratio)
+            assert int(where.sum()) == max(1, int(length * ratio)), (length, ratio)
+
+
+def test_documents_of_a_packed_row_are_hidden_as_rows_of_their_own():
+    lengths = [[20, 9, 1, 2, 8], [40]]
+    ids = torch.randint(2, 60, (2, 40))
+    documents = torch.tensor([[n for n, size in enumerate(row) for _ in range(size)] for row in lengths])
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        _, where = mask_inputs(ids, HIDDEN, 0.3, generator=generator, documents=documents, protect=[7])
+        for row, sizes in enumerate(lengths):
+            begin = 0
+            for size in sizes:
+                part, stop = where[row, begin : begin + size], begin + size
+                free = (ids[row, begin : stop - 1] != 7).sum()
+                assert int(part.sum()) == min(int(free), max(1, int(size * 0.3))) and not part[-1]
+                begin = stop
+    assert not (where & (ids == 7)).any()
+    valid = torch.arange(40) < 38
+    padded = mask_inputs(ids, HIDDEN, 0.3, documents=documents, valid=valid.expand(2, -1))[1]
+    assert not padded[:, 38:].any() and not padded[1, 37] and int(padded[1].sum()) == int(38 * 0.3)
+    for seed in range(3):
+        one, two = (
+            mask_inputs(ids, HIDDEN, 0.3, generator=torch.Generator().manual_seed(seed), documents=given)[1]
+            for given in (None, torch.zeros_like(ids))
+        )
+        assert torch.equal(one, two)
+
+
 def test_shared51_is_the_official_draw():
     ids = torch.randint(2, 60, (3, 40))
     _, where = mask_inputs(ids, HIDDEN, 0.15, scheme="shared51", step=7)
@@ -98,6 +132,8 @@ def test_bad_input():
         mask_inputs(ids, HIDDEN, rows=60)
     with pytest.raises(RegardError, match="take another token"):
         mask_inputs(ids, int(ids[0, 0]))
+    again, where = mask_inputs(ids, int(ids[0, 0]), allow=True)
+    assert (again[where] == ids[0, 0]).all()
     with pytest.raises(RegardError, match="scheme is 'other'"):
         mask_inputs(ids, HIDDEN, scheme="other")
     with pytest.raises(RegardError, match="knows no padding"):
@@ -140,10 +176,11 @@ def test_rows_for_fine_tuning():
     assert found.rows[0] == {"input_ids": [60, 2, *said, 1], "labels": [IGNORED] * 2 + [*said, 1]}
     second = found.rows[1]
     places = [i for i, label in enumerate(second["labels"]) if label != IGNORED]
-    assert len(places) == 6 and min(places) >= 2 and len(second["input_ids"]) == 62
+    assert len(places) == 6 and min(places) >= 2 and max(places) < 62
+    assert len(second["input_ids"]) == len(second["labels"]) == 63 and second["labels"][-1] == IGNORED
     assert all(second["input_ids"][i] == HIDDEN and second["labels"][i] == said[i - 2] for i in places)
     assert [x for i, x in enumerate(second["input_ids"]) if i not in places] == [
-        x for i, x in enumerate([60, 2, *said]) if i not in places
+        x for i, x in enumerate([60, 2, *said, 1]) if i not in places
     ]
     assert found.rows[3]["input_ids"] == [60, 5, 6, 9, 5, 6, 1]
     assert found.rows[3]["labels"] == [IGNORED] * 4 + [5, 6, 1]
@@ -152,12 +189,56 @@ def test_rows_for_fine_tuning():
     assert meap_sft(examples[1:], tokenizer, HIDDEN).rows[0]["input_ids"] == [60, 60, 3, 5, 6, 1]
 
 
+def test_a_masked_copy_may_follow_its_original_in_one_row():
+    long = " ".join(f"w{2 + i % 50}" for i in range(60))
+    examples = [{"instruction": "ask w2", "output": long}, {"instruction": "ask", "output": "w5"}]
+    one, two = (meap_sft(examples, words(), HIDDEN, layout=layout) for layout in ("concat", "rows"))
+    assert (len(one.rows), len(two.rows), one.short, one.answers) == (2, 3, 1, 2)
+    for name in ("input_ids", "labels"):
+        assert one.rows[0][name] == two.rows[0][name] + two.rows[1][name]
+        assert one.rows[1][name] == two.rows[2][name]
+
+
+def test_what_is_too_long_is_cut_off_the_labels_too():
+    long = " ".join(f"w{2 + i % 50}" for i in range(60))
+    found = meap_sft([{"instruction": "ask w2", "output": long}], words(), HIDDEN, max_length=20)
+    assert found.cut == 1 and [len(row["input_ids"]) for row in found.rows] == [20, 20]
+    assert found.rows[0]["labels"] == [IGNORED] * 2 + [2 + i for i in range(17)] + [1]
+    assert sum(label != IGNORED for label in found.rows[1]["labels"]) == 1
+    none = meap_sft([{"instruction": long, "output": long}], words(), HIDDEN, max_length=20)
+    assert none.rows == [] and (none.answers, none.cut) == (1, 1)
+
+
+def test_examples_are_read_from_lines_or_a_list_and_rows_written(tmp_path):
+    one = {"instruction": "ask", "output": "w5"}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(one)}\n\n{json.dumps(one)}\n")
+    (tmp_path / "b.json").write_text(json.dumps([one]))
+    assert read_examples(tmp_path / "a.jsonl") == [one, one] and read_examples(tmp_path / "b.json") == [one]
+    made = meap_sft([one], words(), HIDDEN)
+    made.save(tmp_path / "rows.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == made.rows
+    for text, sentence in (("{", "line 1 of .* is no JSON"), ("[1", "no JSON list"), ("", "no examples"),
+                           ("[3]", "no examples")):  # fmt: skip
+        (tmp_path / "bad").write_text(text)
+        with pytest.raises(RegardError, match=sentence):
+            read_examples(tmp_path / "bad")
+    with pytest.raises(RegardError, match="cannot be read"):
+        read_examples(tmp_path / "nowhere")
+
+
 def test_bad_examples():
     for wrong in ({"text": "w2"}, {"conversations": [{"from": "gpt", "value": "w2"}] * 2}):
         with pytest.raises(RegardError, match="example 0"):
             meap_sft([wrong], words(), HIDDEN)
-    with pytest.raises(RegardError, match="ratio is 0"):
-        meap_sft([], words(), HIDDEN, ratio=0)
+    one = [{"instruction": "ask", "output": "w2"}]
+    for options, sentence in (
+        ({"ratio": 0}, "ratio is 0"), ({"layout": "columns"}, "layout is 'columns'; it must be one of rows"),
+        ({"max_length": 2}, "max_length is 2"),
+    ):  # fmt: skip
+        with pytest.raises(RegardError, match=sentence):
+            meap_sft(one, words(), HIDDEN, **options)
+    with pytest.raises(RegardError, match="no examples"):
+        meap_sft([], words(), HIDDEN)
 
 
 def test_it_trains_in_the_trainer_and_ratio_0_is_plain_training(tmp_path):
