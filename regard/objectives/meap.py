@@ -114,15 +114,12 @@ def check_ratio(ratio: float, name: str = "ratio") -> None:
         raise RegardError(f"{name} is {ratio!r}; it must be from 0 up to, and not including, 1.")
 
 
-def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
-    """Return the id that stands for a hidden token, and make room for it where it is new.
-
-    The new row of the embedding is the mean of the others, and so is that of the unembedding.
+def find_mask_token(tokenizer: Any, token: str | None = None) -> int:
+    """Return the id that stands for a hidden token; `[MASK]` is added to a tokenizer without one.
 
     Args:
-        model, tokenizer: of transformers; both are changed where the token is new.
-        token: one that the tokenizer has, for a vocabulary that must not grow; default `[MASK]`, which is
-            added.
+        tokenizer: of transformers.
+        token: one that it has, for a vocabulary that must not grow, such as an unused one; default `[MASK]`.
 
     Raises:
         RegardError: for a named token that the tokenizer does not have.
@@ -136,7 +133,23 @@ def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [MASK_TOKEN]}, replace_extra_special_tokens=False
         )
-    mask_id = int(tokenizer.convert_tokens_to_ids(MASK_TOKEN))
+    return int(tokenizer.convert_tokens_to_ids(MASK_TOKEN))
+
+
+def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
+    """Return the id that stands for a hidden token, and make room for it where it is new.
+
+    The new row of the embedding is the mean of the others, and so is that of the unembedding.
+
+    Args:
+        model, tokenizer: of transformers; both are changed where the token is new.
+        token: one that the tokenizer has, for a vocabulary that must not grow; default `[MASK]`, which is
+            added.
+
+    Raises:
+        RegardError: for a named token that the tokenizer does not have.
+    """
+    mask_id = find_mask_token(tokenizer, token)
     rows = model.get_input_embeddings().weight.shape[0]
     if mask_id >= rows:
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
