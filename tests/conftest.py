@@ -18,6 +18,7 @@ from tests.support.outcomes import (  # noqa: F401  (hooks and a fixture)
     pytest_configure_node,
     pytest_runtest_logreport,
     pytest_sessionfinish,
+    pytest_xdist_make_scheduler,
 )
 
 _real_empty, _real_empty_like = torch.empty, torch.empty_like

@@ -58,18 +58,15 @@ def compare(given, call):
         assert off < BOUND[dtype] * (1 if which < 2 else 5), (which, off)
 
 
-SHAPES = [(1, 1), (2, 2), (1, 4), (2, 4)]
-
-
-@pytest.mark.parametrize(("batch", "heads"), SHAPES)
-@pytest.mark.parametrize("visible", [None, near])
+@pytest.mark.parametrize(
+    ("batch", "heads", "visible"), [(1, 1, None), (2, 4, None), (2, 2, near), (1, 4, near)]
+)
 def test_consecutive_rows(batch, heads, visible):
     index = index_of(batch, heads, 4, 3, 7)
     compare(draw(), {"index": index, "key_block": 2, "query_block": 3, "visible": visible})
 
 
-@pytest.mark.parametrize(("batch", "heads"), [(1, 2), (2, 4)])
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("batch", "heads", "own"), [(1, 2, False), (2, 4, True)])
 def test_gathered_rows(batch, heads, own):
     index = index_of(batch, heads, 3, 9, 13)
     rows = rows_of(2, 4) if own else rows_of(1, 1)

@@ -135,7 +135,7 @@ RUN = """
 import sys
 from regard.objectives import train_images
 from tests.objectives.test_images import SMALL, data, model
-train_images(model(), data(), steps=400, out=sys.argv[1], flip=True, **SMALL)
+train_images(model(), data(), steps=150, out=sys.argv[1], flip=True, **SMALL)
 """
 
 
@@ -152,13 +152,13 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_losses_of_one_that_was_not(
         assert process.wait() == -signal.SIGKILL
         steps = []
         with pytest.raises(KeyboardInterrupt):
-            train_images(model(), data(), steps=400, out=tmp_path, flip=True, tick=stopping(steps), **SMALL)
-        assert round(steps[0] * 400) > done
-        done = round(steps[0] * 400)
+            train_images(model(), data(), steps=150, out=tmp_path, flip=True, tick=stopping(steps), **SMALL)
+        assert round(steps[0] * 150) > done
+        done = round(steps[0] * 150)
         assert [p.name for p in tmp_path.iterdir()] == [FILE]
     again, whole = model(), model()
-    found = train_images(again, data(), steps=400, out=tmp_path, flip=True, **SMALL)
-    expected = train_images(whole, data(), steps=400, flip=True, **SMALL)
+    found = train_images(again, data(), steps=150, out=tmp_path, flip=True, **SMALL)
+    expected = train_images(whole, data(), steps=150, flip=True, **SMALL)
     assert found.losses == expected.losses and found.held_out == expected.held_out
     assert found.measures == expected.measures
     for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):

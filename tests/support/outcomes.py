@@ -1,7 +1,8 @@
 """Which tests of a session passed, failed or were skipped, file by file; its hooks are those of a plugin.
 
-Where the session is spread over workers (pytest-xdist), each writes down what it ran, and one that judges
-waits for those files that it judges: tests that judge are the last of all, so nothing waits behind them.
+Where the session is spread over workers (pytest-xdist), each takes a file at a time and notes what it ran,
+and one that judges waits for those files that it judges: files that judge are the last of all, so nothing
+waits behind them. Files that take long come first, so that no worker is left with one at the end.
 """
 
 import json
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 DUMP = "REGARD_TEST_OUTCOMES"
 LIMIT = 600
+SLOW = ("tests/test_docs.py", "tests/studies/", "tests/objectives/")
 collected: Counter = Counter()
 outcomes: dict[str, Counter] = {}
 workers: Path | None = None
@@ -40,11 +42,29 @@ def pytest_configure(config):
         workers, worker = Path(given["outcomes"]), given["workerid"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take whole files, so that what a file sets up is set up once, in the order of the files."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Tests that judge the outcomes of others come last."""
-    items.sort(key=lambda item: "outcomes_of" in getattr(item, "fixturenames", ()))
+    """Files that take long come first, those with tests that judge the outcomes of others last."""
+    judge = {_file(item.nodeid) for item in items if _judges(item)}
+    items.sort(key=lambda item: (_file(item.nodeid) in judge, _judges(item), not _slow(_file(item.nodeid))))
     collected.update(_file(item.nodeid) for item in items)
+
+
+def _judges(item):
+    return "outcomes_of" in getattr(item, "fixturenames", ())
+
+
+def _slow(file):
+    return file.startswith(SLOW) or file.endswith("_triton.py")
 
 
 def pytest_runtest_logreport(report):
