@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from regard.cli import effects_shown
 from regard.cli.comparing import Comparison
 from regard.cli.grid import PLAIN_SHADES, SHADES, grid
 from regard.cli.looking import RECORDER, Look
@@ -25,8 +26,9 @@ NAMED = 3
 
 
 def findings(found: Comparison) -> list[Finding]:
-    """Return in words what changed: predictions, then lens by lens, the most changed first, then the rest."""
+    """Return in words what changed: predictions, outputs, then each lens, the most changed first."""
     said = [_predicted(found)] if found.prediction is not None else []
+    said += effects_shown.findings(found.effects)
     quiet = []
     for name, (d, probed) in _ranked(found):
         if d.changed(column_of(name, d)):
@@ -111,6 +113,7 @@ def print_changed(look: Look, found: Comparison, report: Path | None) -> None:
     for line in str(summary(found)).splitlines():
         page.line(line)
     _print_map(page, found)
+    effects_shown.print_effects(page, found.effects)
     if report is not None:
         page.line()
         page.line(f"Open {report} in a browser to see every head before and after.")
@@ -137,7 +140,8 @@ def write_page(path: Path, look: Look, found: Comparison) -> None:
     from regard.report import Report, Section
 
     name, (most, _) = _ranked(found)[0]
-    panels = [p for d, _ in found.differences.values() for p in d.panels()]
+    maps = [p for d, _ in found.differences.values() for p in d.panels()]
+    panels = [*maps, *effects_shown.panels(found.effects)]
     recorded = [side.main.pop(RECORDER, ()) for side in (found.before, found.after)]
     sections = [
         Section(
@@ -163,6 +167,7 @@ def as_json(look: Look, found: Comparison) -> str:
         "after": found.after.name,
         "text": {"origin": look.origin, "tokens": look.tokens},
         "prediction": None if found.prediction is None else dataclasses.asdict(found.prediction),
+        **effects_shown.as_json(found.effects),
         "on_text": {name: _told(d) for name, d in found.text.items()},
         "on_probe": {name: _told(d) for name, d in found.probe.items()},
     }

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect as signatures
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regard.cli import effects
+from regard.cli.effects import EFFECTS, Effects, Flow
 from regard.cli.looking import PROBE_LENSES, PROBE_SEED, Look
+from regard.cli.parts import Places
 from regard.errors import NothingObserved, RegardError
 from regard.runtime.difference import Difference, difference, heads_of
 from regard.runtime.protocol import Lens
+from regard.weights.quiet import busy
 
 PREDICTED = 256
 SHORTEST = 8
@@ -28,6 +33,8 @@ class Side:
         main, probe: results by lens.
         prediction: log-probabilities of the token after each of the last positions, [K, V]; None where
             the model predicts no tokens.
+        flow: what heads attend to and give.
+        generated: token ids that the model goes on with; None where not asked for.
     """
 
     name: str
@@ -35,6 +42,8 @@ class Side:
     main: dict[str, Any]
     probe: dict[str, Any]
     prediction: Tensor | None = None
+    flow: Flow = field(default_factory=Flow)
+    generated: list[int] | None = None
 
 
 @dataclass
@@ -62,6 +71,7 @@ class Comparison:
     Attributes:
         text: per lens, on the text; `probe`: likewise, on the random tokens.
         prediction: None where either side predicts no tokens.
+        effects: attention by span, head outputs, next tokens, generated text.
     """
 
     before: Side
@@ -69,6 +79,7 @@ class Comparison:
     text: dict[str, Difference]
     probe: dict[str, Difference] = field(default_factory=dict)
     prediction: Prediction | None = None
+    effects: Effects = field(default_factory=lambda: Effects(None, None))
 
     @property
     def differences(self) -> dict[str, tuple[Difference, bool]]:
@@ -76,14 +87,22 @@ class Comparison:
         return {name: (self.probe.get(name, d), name in self.probe) for name, d in self.text.items()}
 
 
-def look_at(look: Look, lenses: dict[str, Lens], layers: list[int] | None, named: bool, name: str) -> Side:
+def look_at(
+    look: Look, lenses: dict[str, Lens], layers: list[int] | None, named: bool, name: str, go_on: int = 0
+) -> Side:
     """Run the lenses over the text and the probe.
 
     Args:
         named: whether the user named the lenses: each must then have something to say.
+        go_on: how many tokens to generate after the text.
     """
-    main = look.at_text(lenses, layers, named)
-    return Side(name, look.size, main, look.at_probe(lenses, layers), predict(look))
+    main = look.at_text({**lenses, EFFECTS: effects.Flows()}, layers, named)
+    flow = main.pop(EFFECTS)
+    probe, prediction, generated = look.at_probe(lenses, layers), predict(look), None
+    if go_on:
+        with busy(f"Generating {go_on} tokens"):
+            generated = effects.generate(look.model, look.ids, go_on)
+    return Side(name, look.size, main, probe, prediction, flow, generated)
 
 
 def control(
@@ -115,12 +134,15 @@ def predict(look: Look) -> Tensor | None:
     return logits[0, -PREDICTED:].float().log_softmax(-1).cpu()
 
 
-def compare(before: Side, after: Side, ids: Tensor, texts: tuple[dict[str, Any], ...]) -> Comparison:
+def compare(
+    before: Side, after: Side, look: Look, texts: tuple[dict[str, Any], ...], places: Places
+) -> Comparison:
     """Compare two sides.
 
     Args:
-        ids: the text's tokens, [1, T].
+        look: the text, and the tokenizer.
         texts: what `control` gave.
+        places: the spans of the text.
 
     Raises:
         NothingObserved: where no lens has numbers per head on both sides.
@@ -133,7 +155,23 @@ def compare(before: Side, after: Side, ids: Tensor, texts: tuple[dict[str, Any],
         for name, d in _differences(before.probe, after.probe, texts[2], texts[3]).items()
         if name in PROBE_LENSES
     }
-    return Comparison(before, after, found, probe, _prediction(before, after, ids))
+    told = _effects(before, after, look, places)
+    return Comparison(before, after, found, probe, _prediction(before, after, look.ids), told)
+
+
+def _effects(before: Side, after: Side, look: Look, places: Places) -> Effects:
+    found = Effects(*effects.flows_changed(before.flow, after.flow, places))
+    first, second = before.prediction, after.prediction
+    if first is not None and second is not None and first.shape == second.shape:
+        found.next_tokens, found.divergence = effects.next_tokens(first, second, look.tokenizer)
+        found.turns = effects.turns(first, second, look.ids, look.tokenizer)
+    if before.generated is not None and after.generated is not None:
+        pairs = zip(before.generated, after.generated, strict=False)
+        found.shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found.generated = (
+            look.tokenizer.decode(before.generated), look.tokenizer.decode(after.generated),
+        )  # fmt: skip
+    return found
 
 
 def check_alike(first: Look, second: Look) -> None:

@@ -12,9 +12,12 @@ from regard.errors import RegardError
 from regard.weights.quiet import busy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from regard.cli.changes import Changes
     from regard.cli.comparing import Comparison
     from regard.cli.looking import Look
+    from regard.runtime.segments import Mark
 
 PAGE = "regard-diff.html"
 
@@ -40,6 +43,17 @@ def parser() -> argparse.ArgumentParser:
         help="a mechanism in place of attention; layers=0-5 says where",
     )  # fmt: skip
     parser.add_argument("--text", metavar="FILE|-|WORDS", help="what to read (default: a packaged passage)")
+    parser.add_argument(
+        "--span", action="append", metavar="NAME=WORDS",
+        help="tell what attention goes to these words; may be given again (default: to each sentence)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chat", action="store_true",
+        help="read the text as a user's message, or a JSON list of messages, by the model's chat template",
+    )  # fmt: skip
+    parser.add_argument(
+        "--generate", type=int, default=0, metavar="N", help="go on with N tokens, both sides"
+    )
     parser.add_argument("--layers", metavar="0-5,7", help="layers to look at (default: all)")
     parser.add_argument("--lens", action="extend", nargs="+", metavar="NAME", help="measurements to compare")
     parser.add_argument("--json", metavar="FILE|-", help="write all numbers as JSON")
@@ -56,15 +70,18 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print what changed, and write it where that is asked for."""
     _check_sides(options)
     text, origin = given.read_text(options.text)
+    if options.generate < 0:
+        raise RegardError(f"--generate is {options.generate}; it must be 0 at least.")
     layers = given.parse_layers(options.layers)
     outputs = given.check_outputs(options.json, options.csv)
     page = options.report or (None if options.no_report else PAGE)
     report = given.check_report(page, options.no_report, outputs)
     with busy("Starting"):
-        from regard.cli import changed
+        from regard.cli import changed, parts
         from regard.cli.changes import parse_changes
+    spans = parts.parse_spans(options.span, text)
     changes = parse_changes(options.edit, options.swap)
-    look, found = _compared(options, changes, text, origin, layers, report is not None)
+    look, found = _compared(options, changes, (text, origin), spans, layers, report is not None)
     if report is not None:
         with busy(f"Writing {report}"):
             changed.write_page(report, look, found)
@@ -93,13 +110,13 @@ def _check_sides(options: argparse.Namespace) -> None:
 def _compared(
     options: argparse.Namespace,
     changes: Changes,
-    text: str,
-    origin: str,
+    text: tuple[str, str],
+    named: list[tuple[str, str]],
     layers: list[int] | None,
     page: bool,
 ) -> tuple[Look, Comparison]:
     """Run both sides; two models are held one after the other."""
-    from regard.cli import comparing, paging
+    from regard.cli import comparing, paging, parts
     from regard.cli.looking import Look, chosen_lenses
     from regard.weights import Source
 
@@ -109,24 +126,49 @@ def _compared(
         changes = _with_saved(changes, options)
     lenses = chosen_lenses(options.lens)
     opened = paging.recording(lenses) if page else lenses
-    named = options.lens is not None
+    words, marks = _read(options, text[0])
 
     def loaded(source: str | None) -> Look:
-        return Look.of(source, text, origin, layers, options.dtype, options.device, lenses)
+        return Look.of(
+            source, words, text[1], layers, options.dtype, options.device, lenses, special=not options.chat
+        )
+
+    def seen(look: Look, name: str) -> comparing.Side:
+        return comparing.look_at(look, opened, layers, options.lens is not None, name, options.generate)
 
     look = loaded(options.models[0] if options.models else None)
     changes.check(look.model)
-    before = comparing.look_at(look, opened, layers, named, look.name)
+    places = parts.places(look.tokenizer, words, named, marks, not options.chat)
+    _check_room(look, options.generate)
+    before = seen(look, look.name)
     texts = comparing.control(look, lenses, layers)
     if changes:
         with changes.applied(look.model):
-            after = comparing.look_at(look, opened, layers, named, f"with {changes.words}")
-        return look, comparing.compare(before, after, look.ids, texts)
+            after = seen(look, f"with {changes.words}")
+        return look, comparing.compare(before, after, look, texts, places)
     first = _without_weights(look)
     other = loaded(options.models[1])
     comparing.check_alike(first, other)
-    after = comparing.look_at(other, opened, layers, named, other.name)
-    return other, comparing.compare(before, after, other.ids, texts)
+    return other, comparing.compare(before, seen(other, other.name), other, texts, places)
+
+
+def _read(options: argparse.Namespace, text: str) -> tuple[str, Sequence[Mark]]:
+    """The text as the model reads it, and where the roles of a chat stand."""
+    from regard.cli import parts
+    from regard.weights import Source
+
+    first = Source.find(options.models[0] if options.models else None)
+    if options.generate and not first.skeleton().can_generate():
+        raise RegardError(f"{first.name} does not generate text; leave --generate out.")
+    return parts.as_chat(first.tokenizer, text, first.name) if options.chat else (text, ())
+
+
+def _check_room(look: Look, count: int) -> None:
+    if look.longest is not None and look.tokens + count > look.longest:
+        raise RegardError(
+            f"{look.name} takes {look.longest} tokens; the text has {look.tokens}, and --generate asks for "
+            f"{count} more."
+        )
 
 
 def _with_saved(changes: Changes, options: argparse.Namespace) -> Changes:

@@ -97,8 +97,12 @@ class Look:
         dtype: str | None = None,
         device: str | None = None,
         lenses: dict[str, Lens] | None = None,
+        special: bool = True,
     ) -> Look:
         """Load a model and encode a text; what can be refused before weights are read is.
+
+        Args:
+            special: whether the tokenizer adds special tokens, such as one in front.
 
         Raises:
             RegardError: where either cannot be done, the text is too long or too short for the model, or
@@ -112,7 +116,8 @@ class Look:
             check_depth(layers, found.config)
             skeleton = root_of(found.skeleton())
             known, longest = _check_parts(skeleton, found.name, layers, lenses or {})
-            ids = found.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()
+            encoded = found.tokenizer(text, return_tensors="pt", verbose=False, add_special_tokens=special)
+            ids = encoded["input_ids"].long()
             fit.check_length(ids.shape[1], longest, found.name)
             fit.check_vocabulary(ids, known, found.name)
             _check_patterns(ids.shape[1], lenses or {})

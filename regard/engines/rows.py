@@ -262,8 +262,28 @@ def _select(x: AttentionInputs, heads: Tensor | None) -> tuple[Tensor, Tensor, i
     """Return the queries and keys of the opened heads, and how many queries share a key head."""
     if heads is None:
         return x.q, x.k, x.heads // x.kv_heads
+    keys, group = _key_heads(x, heads)
+    return x.q.index_select(1, heads), _of_heads(x.k, keys), group
+
+
+def _key_heads(x: AttentionInputs, heads: Tensor) -> tuple[slice | Tensor, int]:
+    """Return the key heads that some query heads use, and how many queries share each.
+
+    Where as many of them share each of a row of key heads, no key is copied: with a long cache that would
+    take most of a decoding step.
+    """
     group = x.heads // x.kv_heads
-    return x.q.index_select(1, heads), x.k.index_select(1, heads // group), 1
+    if heads.device.type == "cpu":
+        used = [head // group for head in heads.tolist()]
+        first, last = min(used), max(used)
+        each = len(used) // (last - first + 1)
+        if each and used == [key for key in range(first, last + 1) for _ in range(each)]:
+            return slice(first, last + 1), each
+    return heads // group, 1
+
+
+def _of_heads(x: Tensor, heads: slice | Tensor) -> Tensor:
+    return x[:, heads] if isinstance(heads, slice) else x.index_select(1, heads)
 
 
 def _scores(
@@ -331,8 +351,8 @@ def mix_into(out: Tensor, x: AttentionInputs, block: RowBlock) -> None:
 
 
 def _values(x: AttentionInputs, heads: Tensor | None) -> Tensor:
-    """The values that some heads mix, [B * Hkv or B * H', S, Dv]."""
-    v = x.v if heads is None else x.v.index_select(1, heads // (x.heads // x.kv_heads))
+    """The values that some heads mix, [B * n, S, Dv]: of n key heads, or of each head again."""
+    v = x.v if heads is None else _of_heads(x.v, _key_heads(x, heads)[0])
     return v.reshape(-1, *v.shape[2:])
 
 
