@@ -139,7 +139,8 @@ def find_mask_token(tokenizer: Any, token: str | None = None) -> int:
 def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
     """Return the id that stands for a hidden token, and make room for it where it is new.
 
-    The new row of the embedding is the mean of the others, and so is that of the unembedding.
+    Its row of the embedding becomes the mean of those before it, also where there was one to spare, and so
+    does that of the unembedding. A token that the tokenizer has already keeps its row.
 
     Args:
         model, tokenizer: of transformers; both are changed where the token is new.
@@ -149,14 +150,16 @@ def add_mask_token(model: Any, tokenizer: Any, token: str | None = None) -> int:
     Raises:
         RegardError: for a named token that the tokenizer does not have.
     """
+    fresh = token is None and MASK_TOKEN not in tokenizer.get_vocab()
     mask_id = find_mask_token(tokenizer, token)
     rows = model.get_input_embeddings().weight.shape[0]
     if mask_id >= rows:
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
+    if fresh or mask_id >= rows:
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 if layer is not None:
-                    layer.weight[rows:] = layer.weight[:rows].mean(0)
+                    layer.weight[mask_id] = layer.weight[: min(mask_id, rows)].mean(0)
     return mask_id
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def meap_sft(
         layout: `rows`, the copy in a row of its own, or `concat`, after the original in one row.
         max_length: tokens of an original, and of a copy, at most; longer answers are cut, and pairs whose
             prompt leaves no room for an answer are left out.
-        seed: of what is hidden.
+        seed: of what is hidden; positions are those of the official code after `random.seed(seed)`.
 
     Raises:
         RegardError: for an option out of range, an example of neither form, no examples, or a tokenizer
@@ -157,7 +158,7 @@ def meap_sft(
     end = tokenizer.eos_token_id
     if end is None:
         raise RegardError("the tokenizer has no end-of-text token, which every answer ends with.")
-    generator = torch.Generator().manual_seed(seed)
+    source = random.Random(seed)
     made = TunedRows([], 0, 0)
     answers = short = cut = 0
     for number, example in enumerate(examples):
@@ -173,7 +174,7 @@ def meap_sft(
                 short += 1
                 made.rows.append(plain)
                 continue
-            copy = _row(asked, *_hidden(said, mask_id, ratio, generator), end, IGNORED)
+            copy = _row(asked, *_hidden(said, mask_id, ratio, source), end, IGNORED)
             made.rows.extend([plain, copy] if layout == "rows" else [_joined(plain, copy)])
     if not answers:
         raise RegardError("there are no examples to make rows of.")
@@ -219,11 +220,10 @@ def _joined(first: dict[str, list[int]], second: dict[str, list[int]]) -> dict[s
 
 
 def _hidden(
-    said: list[int], mask_id: int, ratio: float, generator: torch.Generator
+    said: list[int], mask_id: int, ratio: float, source: random.Random
 ) -> tuple[list[int], list[int]]:
     """Return an answer with some tokens hidden, and its labels."""
-    count = max(1, int(len(said) * ratio))
-    chosen = set(torch.randperm(len(said), generator=generator)[:count].tolist())
+    chosen = set(source.sample(range(len(said)), max(1, int(len(said) * ratio))))
     inputs = [mask_id if place in chosen else token for place, token in enumerate(said)]
     return inputs, [token if place in chosen else IGNORED for place, token in enumerate(said)]
 

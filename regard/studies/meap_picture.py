@@ -64,7 +64,7 @@ def _curves(axes: Axes, outcome: Outcome, name: str, title: str) -> None:
         low, high = outcome.details["learning"]
         axes.axhspan(low, high, color=COLOURS["grey"], alpha=0.1, linewidth=0)
         percent(axes, 1.02)
-        axes.legend(loc="lower right")
+        axes.legend(loc="center right", bbox_to_anchor=(1.0, 0.6))
     else:
         axes.set_yscale("log")
     axes.set_xlabel("steps")

@@ -150,6 +150,12 @@ def test_a_token_is_added_with_the_mean_of_the_others():
     torch.testing.assert_close(model.get_input_embeddings().weight[61], before.mean(0))
     assert add_mask_token(model, tokenizer) == 61 and model.config.vocab_size == 62
     assert add_mask_token(model, tokenizer, "ask") == 60
+    torch.testing.assert_close(model.get_input_embeddings().weight[60], before[60])
+    spare = tiny(64)
+    before = spare.get_input_embeddings().weight.detach().clone()
+    assert add_mask_token(spare, words()) == 61 and spare.config.vocab_size == 64
+    torch.testing.assert_close(spare.get_input_embeddings().weight[61], before[:61].mean(0))
+    torch.testing.assert_close(spare.get_input_embeddings().weight[62:], before[62:])
     with pytest.raises(RegardError, match="no token 'nothing'"):
         add_mask_token(model, tokenizer, "nothing")
 
@@ -187,6 +193,26 @@ def test_rows_for_fine_tuning():
     tokenizer = words()
     tokenizer.chat_template = "{% for m in messages %}ask {{ m['content'] }} {% endfor %}w3"
     assert meap_sft(examples[1:], tokenizer, HIDDEN).rows[0]["input_ids"] == [60, 60, 3, 5, 6, 1]
+
+
+def test_copies_are_those_of_the_official_code():
+    """Its loop, written out: after `random.seed`, over all pairs, positions in the whole row."""
+    answers = [
+        [2 + (i * step) % 50 for i in range(size)] for step, size in ((1, 60), (3, 50), (7, 81), (9, 200))
+    ]
+    random.seed(5)
+    expected = []
+    for said in answers:
+        full, start = [60, 2, *said], 2
+        if len(said) > 50:
+            places = random.sample(range(start, len(full)), max(1, int(len(said) * 0.1)))
+            ids, labels = list(full), [IGNORED] * len(full)
+            for place in places:
+                ids[place], labels[place] = HIDDEN, full[place]
+            expected.append({"input_ids": [*ids, 1], "labels": [*labels, IGNORED]})
+    examples = [{"instruction": "ask w2", "output": " ".join(f"w{i}" for i in said)} for said in answers]
+    rows = meap_sft(examples, words(), HIDDEN, seed=5).rows
+    assert [row for row in rows if HIDDEN in row["input_ids"]] == expected
 
 
 def test_a_masked_copy_may_follow_its_original_in_one_row():
