@@ -124,6 +124,8 @@ def _value(key: str, text: str) -> Any:
         return HeadList.load(text) if text.endswith(".json") else parse_heads(text)
     if key == "layers":
         return parse_layers(text)
+    if key in ("off", "on"):
+        return text
     try:
         return json.loads(text)
     except json.JSONDecodeError:

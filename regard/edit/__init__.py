@@ -1,6 +1,7 @@
 """Edits: change attention while a model runs. Those of general use are here."""
 
 from regard.edit.act import ACT
+from regard.edit.experts import TuneExperts
 from regard.edit.registry import EDITS, edit, find_edit
 from regard.runtime.edits import (
     EditWeights,
@@ -24,6 +25,7 @@ __all__ = [
     "ForceAttention",
     "ScaleHeads",
     "ScoreBias",
+    "TuneExperts",
     "check_row_local",
     "edit",
     "find_edit",

@@ -70,7 +70,7 @@ def load_edits(path: str | Path, model: nn.Module) -> list[Edit]:
         raise RegardError(f"cannot read {path}: {failure.strerror}.") from failure
     except (ValueError, KeyError, TypeError) as failure:
         raise RegardError(f"{path} holds no edits that regard saved.") from failure
-    check_same(made_for, anatomy_of(root_of(model)), f"{path}")
+    check_same(made_for, anatomy_of(root_of(model)), f"{path}", "fit them to it anew")
     return [_read(name, options, path) for name, options in written]
 
 

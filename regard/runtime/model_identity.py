@@ -49,11 +49,18 @@ def identity_of(anatomy: Anatomy, name: str = "") -> dict[str, Any]:
     }
 
 
-def check_same(made_for: Mapping[str, Any], anatomy: Anatomy, what: str = "this list of heads") -> None:
+def check_same(
+    made_for: Mapping[str, Any],
+    anatomy: Anatomy,
+    what: str = "this list of heads",
+    instead: str = "make one for it with `regard heads`",
+) -> None:
     """Refuse what was made for another model.
 
     Args:
         made_for: what `identify` said of the model it was made for.
+        what: what was made.
+        instead: what a user should do.
 
     Raises:
         RegardError: naming both.
@@ -61,8 +68,7 @@ def check_same(made_for: Mapping[str, Any], anatomy: Anatomy, what: str = "this 
     here = identity_of(anatomy)
     if any(made_for.get(key) != here[key] for key in ("class", "layers", "heads", "config")):
         raise RegardError(
-            f"{what} was made for {_words(made_for)}, and this model is {_words(here)}; make one for it with "
-            "`regard heads`."
+            f"{what} was made for {_words(made_for)}, and this model is {_words(here)}; {instead}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from regard.runtime.site import Point
 
 if TYPE_CHECKING:
     from regard.runtime.attachment import Attachment
+    from regard.runtime.run import Run
 
 
 class PointHooks:
@@ -50,6 +52,12 @@ class PointHooks:
                 self.handles.append(
                     module.register_forward_hook(self._output_hook(id(module), served, index))
                 )
+        for edit in self.attachment.edits:
+            if defines(edit, "hooks"):
+                for module, change in edit.hooks(self.attachment.anatomy):  # type: ignore[attr-defined]
+                    self.handles.append(
+                        module.register_forward_hook(self._own_hook(id(module), edit, change))
+                    )
 
     def _among(self, only: frozenset[str], point: Point) -> bool:
         return point.layer is None or self.attachment.anatomy.site(point.layer).alias in only
@@ -81,6 +89,15 @@ class PointHooks:
                 return (self._serve(served, args[0]), *args[1:]), kwargs
             name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
             return args, {**kwargs, name: self._serve(served, kwargs[name])}
+
+        return hook
+
+    def _own_hook(self, owner: int, edit: Edit, change: Callable[[Any, Run], Any]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if id(module) != owner:
+                return None
+            self.attachment.served.add(id(edit))
+            return change(output, self.attachment.run_for_call())
 
         return hook
 

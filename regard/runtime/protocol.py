@@ -130,6 +130,8 @@ class Edit(Stage):
         survey(block)            a read-only pass over weights as the edits before it left them, made
                                  over the whole call before any of its own changes
         surveys(call)            whether it needs that pass for this call; default yes
+        hooks(anatomy)           pairs of a module that no point stands for, such as a router, and
+                                 `hook(output, run)`, which returns what it is to give, or None
         attend(call, inner)      the whole call at once; returns head outputs [B, H, T, Dv];
                                  `inner(call)` computes what would have happened, any number of times
         named(anatomy)           aliases of the sites that it names. A session in which one of them was

@@ -19,7 +19,7 @@ from regard.runtime.protocol import Edit, Lens, Stage, Wanted, defines
 from regard.runtime.run import Run
 from regard.runtime.site import Site
 
-MEETING = ("inputs", "scores", "weights", "head_outputs", "hidden", "end_call", "survey", "attend")
+MEETING = ("inputs", "scores", "weights", "head_outputs", "hidden", "hooks", "end_call", "survey", "attend")
 
 
 class Session:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +18,8 @@ from regard.weights.folder import check_folder, has_tokenizer
 from regard.weights.quiet import busy, quiet
 
 Read = TypeVar("Read")
+PACKAGED = ("closed-places",)
+"""Laboratory models that come with the package, and load by these names."""
 
 
 class Loaded(NamedTuple):
@@ -37,7 +40,8 @@ def load(
     Args:
         source: None for the default, SmolLM2-135M-Instruct (Llama architecture, 30 layers, 9 heads, 3
             key/value heads; 4-bit weights, dequantised to float32); a folder that transformers can load;
-            a `.gguf` file; or a name on the Hub. Weights are read as safetensors or GGUF, never pickle,
+            a `.gguf` file; `closed-places`, a small mixture of experts that learned to refuse and comes with
+            the package; or a name on the Hub. Weights are read as safetensors or GGUF, never pickle,
             and code that a model brings along is not run.
         dtype: torch dtype or its name, one of float32, bfloat16, float16 and float64; default float32.
         device: default the CPU.
@@ -88,6 +92,8 @@ class Source:
         name, path = str(given), Path(given or "").expanduser()
         if given is None or (name == DEFAULT and not path.exists()):
             return cls(DEFAULT, default_folder())
+        if name in PACKAGED and not path.exists():
+            return cls(name, Path(str(resources.files("regard") / "data" / name)))
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise RegardError(f"There is no file {path}.")

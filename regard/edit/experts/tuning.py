@@ -77,8 +77,10 @@ def tune_experts(
         >>> with tune_experts(model, off=[(4, 143)]):                           # doctest: +SKIP
         ...     model.generate(**inputs)
     """
-    routers, gains = routers_of(model), dict(gain or {})
-    _check(routers, off, on, gains, mode, scope, weight)
+    what = Choice(tuple(off), tuple(on), dict(gain or {}), mode, scope, weight)
+    what.check_plain()
+    routers = routers_of(model)
+    what.check(routers)
     state = Tuned()
     root = root_of(model)
 
@@ -86,31 +88,88 @@ def tune_experts(
         given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 1), None)
         state.prompt = given is None or given.shape[1] > 1
 
-    def tuned(router: Router) -> Any:
-        here = [[e for layer, e in some if layer == router.layer] for some in (off, on)]
-        scaled = {e: g for (layer, e), g in gains.items() if layer == router.layer}
-
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if scope != "all" and (scope == "prompt") != state.prompt:
-                return None
-            logits, weights, indices = routed(output, router)
-            new = _Tuning(router, logits, weights, indices, mode, weight).run(here[0], here[1], scaled, state)
-            return (logits, *new)
-
-        return hook if any(here) or scaled else None
-
     with ExitStack() as undo:
         undo.callback(root.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        for router in routers:
-            hook = tuned(router)
-            if hook is not None:
-                undo.callback(router.module.register_forward_hook(hook).remove)
+        for router in what.touched(routers):
+
+            def hook(module: nn.Module, args: Any, output: Any, router: Router = router) -> Any:
+                return what.change(router, output, state) if what.now(state.prompt) else None
+
+            undo.callback(router.module.register_forward_hook(hook).remove)
         yield state
     if state.empty:
-        warnings.warn(
-            f"{state.empty} times a token had no routed expert left; its layer gave what all tokens share.",
-            stacklevel=3,
-        )
+        warnings.warn(emptied(state.empty), stacklevel=3)
+
+
+def emptied(count: int) -> str:
+    """Return what is said where tokens had no expert left."""
+    return f"{count} times a token had no routed expert left; its layer gave what all tokens share."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which experts, and what becomes of them; as for `tune_experts`."""
+
+    off: tuple[Expert, ...]
+    on: tuple[Expert, ...]
+    gain: Mapping[Expert, float]
+    mode: str
+    scope: str
+    weight: float | None
+
+    def check_plain(self) -> None:
+        """Refuse what no model could be asked for.
+
+        Raises:
+            RegardError: for nothing to do, contradictions, unknown words, or a negative number.
+        """
+        if not (self.off or self.on or self.gain):
+            raise RegardError("no experts were given to turn off, on, or to a strength.")
+        for name, value, known in (
+            ("mode", self.mode, get_args(Mode)), ("scope", self.scope, get_args(Scope)),
+        ):  # fmt: skip
+            if value not in known:
+                raise RegardError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        both = set(self.off) & set(self.on)
+        if both:
+            raise RegardError(f"expert {min(both)} is to be both off and on.")
+        gains = [(f"the gain of {expert}", factor) for expert, factor in self.gain.items()]
+        for name, number in [("weight", self.weight), *gains]:
+            if number is not None and not 0 <= number < float("inf"):
+                raise RegardError(f"{name} is {number}; it must be a finite number from 0.")
+
+    def check(self, routers: Sequence[Router]) -> None:
+        """Refuse what does not fit a model.
+
+        Raises:
+            NoSuchSite: for a layer or expert that is not there.
+            RegardError: for more experts on in a layer than its router chooses.
+        """
+        check_experts([*self.off, *self.on, *self.gain], routers)
+        for router in routers:
+            wanted = sum(layer == router.layer for layer, _ in set(self.on))
+            if wanted > router.chosen:
+                raise RegardError(
+                    f"{wanted} experts of layer {router.layer} are to be on, and its router chooses "
+                    f"{router.chosen}."
+                )
+
+    def now(self, prompt: bool) -> bool:
+        """Whether it acts on a forward of the prompt, or of tokens after it."""
+        return self.scope == "all" or (self.scope == "prompt") == prompt
+
+    def touched(self, routers: Sequence[Router]) -> list[Router]:
+        """Return the routers of layers of which an expert is named."""
+        layers = {layer for layer, _ in (*self.off, *self.on, *self.gain)}
+        return [router for router in routers if router.layer in layers]
+
+    def change(self, router: Router, output: Any, state: Tuned) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a router gives instead of its output, as (logits, weights, indices)."""
+        off, on = ([e for layer, e in some if layer == router.layer] for some in (self.off, self.on))
+        scaled = {e: g for (layer, e), g in self.gain.items() if layer == router.layer}
+        logits, weights, indices = routed(output, router)
+        tuning = _Tuning(router, logits, weights, indices, self.mode, self.weight)
+        return (logits, *tuning.run(off, on, scaled, state))
 
 
 class _Tuning:
@@ -177,28 +236,3 @@ class _Tuning:
         if self.known is None:
             self.known = Formula.of(self.router, self.logits, *self.original)
         return self.known
-
-
-def _check(
-    routers: Sequence[Router], off: Sequence[Expert], on: Sequence[Expert], gains: Mapping[Expert, float],
-    mode: str, scope: str, weight: float | None,
-) -> None:  # fmt: skip
-    if not (off or on or gains):
-        raise RegardError("no experts were given to turn off, on, or to a strength.")
-    for name, value, known in (("mode", mode, get_args(Mode)), ("scope", scope, get_args(Scope))):
-        if value not in known:
-            raise RegardError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
-    check_experts([*off, *on, *gains], routers)
-    both = set(off) & set(on)
-    if both:
-        raise RegardError(f"expert {min(both)} is to be both off and on.")
-    for name, number in [("weight", weight), *((f"the gain of {e}", g) for e, g in gains.items())]:
-        if number is not None and not 0 <= number < float("inf"):
-            raise RegardError(f"{name} is {number}; it must be a finite number from 0.")
-    for router in routers:
-        wanted = sum(layer == router.layer for layer, _ in set(on))
-        if wanted > router.chosen:
-            raise RegardError(
-                f"{wanted} experts of layer {router.layer} are to be on, and its router chooses "
-                f"{router.chosen}."
-            )
