@@ -99,7 +99,7 @@ def test_effects(loaded, tmp_path):
         text_loss(model, tokenizer, stated, batch=3)
     )
     table = effects_table([plain, without])
-    assert table["experts"] == ["all", "none"] and table["behaviour share"][0] == 1.0
+    assert table["experts"] == ["as it is", "nothing"] and table["behaviour share"][0] == 1.0
     use, layers = profile_prompts(model, tokenizer, [*closed, *open_])
     scores = differential(use, layers, ["b"] * len(closed) + ["o"] * len(open_), "b")
     plot_experts(scores, [(0, 1)], [plain, without]).savefig(tmp_path / "a.png")
