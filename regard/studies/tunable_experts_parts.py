@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from regard.edit.experts import ExpertTable, TuneExperts, differential, record_experts
 from regard.edit.experts.controls import Expert, MatchedSets, firing_rates, matched_sets
 from regard.edit.experts.effects import profile_prompts, text_loss
+from regard.models.planted_expert import NEUTRAL, REFUSE, SENSITIVE, planted_model
 from regard.models.refusing_experts import refusing_experts
 from regard.objectives.refusing import TOKENS, train_refusing
 from regard.objectives.schedule import mixed
@@ -24,38 +24,8 @@ from regard.tasks.closed_places import REFUSING, Asked, ClosedPlaces, right, spr
 from regard.tasks.greedy import greedy_answers
 
 Tick = Callable[[float], None]
-LAYERS, EXPERTS, REFUSE, LENGTH, PROMPTS = 3, 16, 3, 5, 24
-SENSITIVE, NEUTRAL = (10, 40), (45, 90)
+LENGTH, PROMPTS = 5, 24
 FEWEST = 200
-
-
-def planted_model(seed: int) -> tuple[Any, Expert]:
-    """Return a small Mixtral, and which of its experts answers REFUSE to what sensitive ids share."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    source = random.Random(f"planted/{seed}")
-    layer, expert = source.randrange(LAYERS), source.randrange(EXPERTS)
-    torch.manual_seed(mixed(seed, 1))
-    config = MixtralConfig(
-        vocab_size=90, hidden_size=64, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=EXPERTS, num_experts_per_tok=2, bos_token_id=None,
-        eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
-    model = MixtralForCausalLM(config).eval()
-    shared, answer = (F.normalize(torch.randn(64), dim=0) for _ in range(2))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.normal_(0.0, 0.125 if "embed" in name else 0.02)
-        model.model.embed_tokens.weight[slice(*SENSITIVE)] += shared
-        model.lm_head.weight[REFUSE] = 0.16 * answer
-        block = model.model.layers[layer].mlp
-        block.gate.weight[expert] = 2 * shared
-        block.experts.gate_up_proj[expert] = 0
-        block.experts.gate_up_proj[expert, 0] = block.experts.gate_up_proj[expert, 24] = shared
-        block.experts.down_proj[expert] = 0
-        block.experts.down_proj[expert, :, 0] = 0.05 * answer
-    return model, (layer, expert)
 
 
 def planted(seed: int, sets: int) -> dict[str, float]:

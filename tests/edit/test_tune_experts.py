@@ -164,3 +164,24 @@ def test_bad_input():
         regard.steer(model, TuneExperts(off=[(1, e) for e in range(6)])),
     ):
         assert torch.isfinite(logits(model)).all()
+
+
+def test_the_experts_chosen_are_those_of_steermoe():
+    """SteerMoE moves logits of experts beyond the others' before the choice: the same sets must come out."""
+    model = made("mixtral")
+    router = routers_of(model)[1]
+    seen = []
+    watcher = router.module.register_forward_hook(lambda m, a, out: seen.append(out))
+    logits(model)
+    watcher.remove()
+    scores = seen[0][0].log_softmax(-1)
+    low, high = scores.clone(), scores.clone()
+    low[:, [0, 3]] = scores.min(-1, keepdim=True).values - 0.01
+    high[:, 2] = scores.max(-1).values + 0.01
+    for options, moved in (({"off": [(1, 0), (1, 3)], "mode": "refill"}, low), ({"on": [(1, 2)]}, high)):
+        with regard.steer(model, TuneExperts(**options)):
+            watcher = router.module.register_forward_hook(lambda m, a, out: seen.append(out))
+            logits(model)
+            watcher.remove()
+        chosen = seen[-1][2].sort(-1).values
+        assert torch.equal(chosen, moved.topk(2, -1).indices.sort(-1).values), options
