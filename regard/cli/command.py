@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "look at what the attention of a model does on a text",
     "heads": "rank heads by what they do (retrieval, induction, sinks, ...), and keep the list to steer with",
     "diff": "say which heads of two models, or of one under an edit, do something else",
+    "lm-eval": "run the evaluation harness on a model, steered or with other attention",
     "study": "test a paper's claim small, and say whether it held",
     "mechanisms": "list what can stand in the place of softmax attention, and what each costs",
     "train": "train a tiny language model with any mechanism by name, or an image classifier",
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     parser = _parser()
     if words and words[0] in COMMANDS:
-        parser = importlib.import_module(f"regard.cli.{words[0]}").parser()
+        parser = importlib.import_module(f"regard.cli.{words[0].replace('-', '_')}").parser()
         words = words[1:]
     try:
         options = parser.parse_args(words)
