@@ -21,7 +21,7 @@ COMMANDS = {
     "lm-eval": "run the evaluation harness on a model, steered or with other attention",
     "study": "test a paper's claim small, and say whether it held",
     "mechanisms": "list what can stand in the place of softmax attention, and what each costs",
-    "train": "train a tiny language model with any mechanism by name, or an image classifier",
+    "train": "train a tiny language model with any mechanism, or a classifier of images or texts",
     "models": "list the image models that can be trained, with their parameters and operations",
     "papers": "list the published systems in scope, and which of them work today",
     "run": "run a system's own command",

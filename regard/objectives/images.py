@@ -12,9 +12,7 @@ Source: smoothing is Szegedy et al., 2015, arXiv 1512.00567, section 7; optimise
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.errors import RegardError, ShapeMismatch
+from regard.objectives.accelerated import accelerated
 from regard.objectives.checkpoint import Log
 from regard.objectives.confusion import confusion, logits_of
 from regard.objectives.loop import Loop, in_words
@@ -129,7 +128,7 @@ def train_images(
     mean, std = _described(model, data)
     told = {"recipe": asdict(recipe), "data": data.digest(), "about": dict(about or {})}
     batches, epoch = _Batches(data, recipe), per_epoch(data, recipe.batch)
-    with _accelerated(device, recipe) as accelerator:
+    with accelerated(device, recipe.precision, recipe.accumulate, "train_images") as accelerator:
         model.to(accelerator.device)
 
         def descend(step: int) -> float:
@@ -241,40 +240,6 @@ class _Batches:
     def _drawn(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
         return torch.randperm(len(self.data.train), generator=generator)
-
-
-@contextmanager
-def _accelerated(device: str | None, recipe: ImageRecipe) -> Iterator[Any]:
-    """An Accelerator of its own: what accelerate shares in a process is put aside and back again."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(state) for state in shared]
-    variable = "ACCELERATE_TORCH_DEVICE"
-    outside = os.environ.get(variable)
-    for state in shared:
-        state.clear()
-    if device is not None:
-        os.environ[variable] = device
-    try:
-        accelerator = Accelerator(
-            mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate,
-            cpu=device == "cpu",
-        )  # fmt: skip
-        if accelerator.num_processes > 1:
-            raise RegardError(
-                f"train_images was started in {accelerator.num_processes} processes; it trains in one."
-            )
-        yield accelerator
-    finally:
-        for state, kept in zip(shared, before, strict=True):
-            state.clear()
-            state.update(kept)
-        if outside is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = outside
 
 
 def _words(log: Log) -> str:

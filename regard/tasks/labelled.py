@@ -60,7 +60,7 @@ class Labelled:
 
     train: tuple[tuple[str, int], ...]
     held_out: tuple[tuple[str, int], ...]
-    names: tuple[str, str]
+    names: tuple[str, ...]
 
 
 def reviews(train: int = 2000, held_out: int = 200, *, seed: int = 0) -> Labelled:
@@ -111,30 +111,68 @@ def _fits(sentence: str) -> bool:
     return SHORTEST <= sentence.count(" ") + 1 <= LONGEST
 
 
-def word_tokenizer(texts: Sequence[str], size: int = 2000) -> Any:
+def word_tokenizer(texts: Sequence[str], size: int = 2000, *, framed: bool = True) -> Any:
     """Return a tokenizer of transformers whose tokens are the commonest words of some texts.
 
     Args:
         texts: words between spaces.
         size: tokens at most, the four of the frame among them: [PAD] is 0.
+        framed: whether a text is put between [CLS] and [SEP].
 
     Example:
         >>> found = word_tokenizer(["a b a", "c"], 7)
         >>> found("a c z")["input_ids"], found.pad_token_id
         ([2, 4, 6, 1, 3], 0)
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import normalizers, pre_tokenizers
+
+    words = (word for text in texts for word in text.lower().split())
+    known = _commonest(Counter(words), size)
+    return _tokenizer(known, normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit(), framed)
+
+
+def text_tokenizer(texts: Sequence[str], size: int = 20_000, least: int = 2) -> Any:
+    """Return a tokenizer of transformers of the words and signs of any texts.
+
+    Words are lower-cased and digits become `qqq`, as in Kitada and Iyatomi (2020); there is no [CLS].
+
+    Args:
+        texts: of any kind.
+        size: tokens at most, four of them special: [PAD] is 0.
+        least: how many texts must have a word.
+
+    Example:
+        >>> found = text_tokenizer(["Good, in 1999!", "good in 7 ways!"])
+        >>> found.convert_ids_to_tokens(found("Good? In 20!")["input_ids"])
+        ['good', '[UNK]', 'in', 'qqq', '!']
+    """
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    normal = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\d+"), "qqq")])
+    split = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update({word for word, _ in split.pre_tokenize_str(normal.normalize_str(text))})
+    often = Counter({word: count for word, count in counts.items() if count >= least})
+    return _tokenizer(_commonest(often, size), normal, split, framed=False)
+
+
+def _commonest(counts: Counter[str], size: int) -> list[str]:
+    return sorted(counts, key=lambda word: (-counts[word], word))[: size - len(FRAME)]
+
+
+def _tokenizer(words: list[str], normal: Any, split: Any, framed: bool) -> Any:
+    from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast
 
-    counts = Counter(word for text in texts for word in text.lower().split())
-    words = sorted(counts, key=lambda word: (-counts[word], word))[: size - len(FRAME)]
     known = {word: number for number, word in enumerate((*FRAME, *words))}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    tokenizer.normalizer = normal
+    tokenizer.pre_tokenizer = split
+    if framed:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )

@@ -194,14 +194,15 @@ class Source:
         return str(getattr(self._class, "main_input_name", "input_ids"))
 
     def _meet_own_models(self) -> tuple[type, ...]:
-        """Let transformers know regard's image models, where a folder holds one; return their classes."""
+        """Let transformers know regard's own models, where a folder holds one; return their classes."""
         path = Path(self.place) / "config.json"
         if self.gguf or not path.is_file() or b'"regard_' not in path.read_bytes():
             return ()
+        from regard.models.attending_pretrained import AttendingModel
         from regard.models.images.registry import MODELS, image_models
 
         image_models()
-        return tuple(dict.fromkeys(MODELS.values()))
+        return (AttendingModel, *dict.fromkeys(MODELS.values()))
 
     @property
     def _how(self) -> dict[str, Any]:

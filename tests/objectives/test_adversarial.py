@@ -6,7 +6,14 @@ import transformers as tf
 from torch import nn
 
 from regard.errors import RegardError, ShapeMismatch
-from regard.objectives.adversarial import AttentionAdversary, AttentionVirtualAdversary, ScorePort
+from regard.models.attending import AttendingClassifier
+from regard.objectives.adversarial import (
+    AdversarialLoss,
+    AttentionAdversary,
+    AttentionVirtualAdversary,
+    ScorePort,
+    reach,
+)
 from regard.objectives.adversarial.directions import random_unit, unit
 from regard.objectives.adversarial.labelled import iat_by_definition
 from regard.objectives.adversarial.virtual import divergence
@@ -96,7 +103,8 @@ def test_what_is_masked_out_or_flat_is_left_alone():
     assert torch.isfinite(told.perturbation[0]).all()
     assert norms(told.perturbation, mask)[[2, 4]].tolist() == [0, 0]
     logits = lambda added: Reader()(ids, mask, added[0])  # noqa: E731
-    _, r = AttentionVirtualAdversary(eps=1.0)(logits, [mask])
+    _, moved = AttentionVirtualAdversary(eps=1.0)(logits, [mask])
+    r = moved.perturbation
     assert norms(r, mask)[[2, 4]].tolist() == [0, 0] and norms(r, mask)[0] > 0.99
 
 
@@ -133,7 +141,8 @@ def test_a_power_step_moves_the_prediction_more_than_its_start():
     def moved(variant):
         adversary = AttentionVirtualAdversary(eps=0.3, xi=0.1, variant=variant,
                                               generator=torch.Generator().manual_seed(5))  # fmt: skip
-        _, r = adversary(lambda added: model(ids, mask, added[0]), [mask])
+        _, told = adversary(lambda added: model(ids, mask, added[0]), [mask])
+        r = told.perturbation
         torch.testing.assert_close(norms(r, mask), torch.full((200,), 0.3))
         held = model(ids, mask, torch.zeros(200, 12))
         return divergence(held, model(ids, mask, r[0]))
@@ -144,7 +153,8 @@ def test_a_power_step_moves_the_prediction_more_than_its_start():
 def test_with_two_classes_the_step_lies_on_the_line_of_the_labelled_gradient():
     ids, mask, labels = batch()
     model = Reader()
-    _, r = AttentionVirtualAdversary(eps=1.0, xi=0.01)(lambda added: model(ids, mask, added[0]), [mask])
+    _, moved = AttentionVirtualAdversary(eps=1.0, xi=0.01)(lambda added: model(ids, mask, added[0]), [mask])
+    r = moved.perturbation
     _, told = AttentionAdversary(eps=1.0)(losses(model, ids, mask, labels), [mask])
     assert (r[0] * told.perturbation[0]).sum(1).abs().min() > 0.999
 
@@ -234,3 +244,142 @@ def test_scores_that_are_not_reached():
         AttentionAdversary(eps=1.0)(lambda added: leaf, [])
     with pytest.raises(ShapeMismatch, match="with the same B"):
         AttentionAdversary(eps=1.0)(lambda added: leaf, [mask, mask[:1]])
+
+
+def three(kind):
+    torch.manual_seed(0)
+    size = {"vocab_size": 40, "max_position_embeddings": 24, "pad_token_id": 0}
+    if kind == "distilbert":
+        return tf.DistilBertForSequenceClassification(
+            tf.DistilBertConfig(dim=16, hidden_dim=24, n_layers=2, n_heads=2, **size)
+        )
+    return tf.RobertaForSequenceClassification(
+        tf.RobertaConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, **size
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "bilstm"])
+def test_losses_and_gradients_with_dropout_are_those_of_passes_written_out(kind):
+    model = (AttendingClassifier(40) if kind == "bilstm" else three(kind)).train()
+    ids, mask, labels = batch()
+    inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
+    torch.manual_seed(3)
+    loss, told = AdversarialLoss(model, AttentionAdversary(eps=0.8, lam=0.5))(
+        {**inputs, "labels": labels.long()}
+    )
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(3)
+    port = reach(model)
+    logits_of, valid = port.reader(**inputs), port.valid(mask)
+    zero = tuple(torch.zeros(v.shape) for v in valid)
+    torch.testing.assert_close(logits_of(zero), logits_of(zero), msg="passes share their dropout")
+    r = AttentionAdversary(eps=0.8)(lambda a: nn.functional.cross_entropy(logits_of(a), labels.long()), valid)
+    losses = [nn.functional.cross_entropy(logits_of(a), labels.long()) for a in (zero, r[1].perturbation)]
+    (losses[0] + 0.5 * losses[1]).backward()
+    assert told["task"] == pytest.approx(losses[0].item(), rel=1e-4)
+    assert told["added"] > told["task"] and told["still"] == 0
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.grad.abs().max() > 1e-5:
+            torch.testing.assert_close(found[name], p.grad, rtol=2e-3, atol=2e-5)
+
+
+def test_without_labels_and_in_evaluation():
+    model, (ids, mask, _) = AttendingClassifier(40).train(), batch()
+    some = torch.tensor([0, 1, -100, 1, -100, -100])
+    inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
+    for adversary in (AttentionAdversary(eps=1.0), AttentionVirtualAdversary(eps=1.0)):
+        loss, told = AdversarialLoss(model.train(), adversary)({**inputs, "labels": some})
+        plain = nn.functional.cross_entropy(model(**inputs).logits[[0, 1, 3]], some[[0, 1, 3]])
+        assert told["task"] == pytest.approx(plain.item(), rel=1e-5) and told["added"] > 0
+        assert loss.item() == pytest.approx(told["task"] + told["added"], rel=1e-5)
+        clean, told = AdversarialLoss(model.eval(), adversary)({**inputs, "labels": some})
+        assert set(told) == {"task"} and clean.item() == pytest.approx(plain.item(), rel=1e-5)
+    none = AdversarialLoss(model.train(), AttentionVirtualAdversary(eps=1.0))(
+        {**inputs, "labels": torch.full((6,), -100)}
+    )[1]
+    assert none["task"] == 0 and none["added"] > 0
+    with pytest.raises(RegardError, match="adversary is int"):
+        AdversarialLoss(model, 3)
+    with pytest.raises(RegardError, match="single attention"):
+        reach(model, layers=[0])
+
+
+def test_a_text_without_a_token_and_one_of_a_single_token_are_skipped_and_counted():
+    model = AttendingClassifier(40).train()
+    ids = torch.tensor([[5, 6, 7], [5, 0, 0], [0, 0, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.tensor([0, 1, 1])}
+    for adversary in (AttentionAdversary(eps=1.0), AttentionVirtualAdversary(eps=1.0)):
+        loss, told = AdversarialLoss(model, adversary)(inputs)
+        loss.backward()
+        assert told["still"] == 2 and all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    values = torch.tensor([[1.0, float("inf")], [3.0, 4.0], [1e-15, 0.0]])
+    expected = torch.tensor([[0, 0], [0.6, 0.8], [0, 0]])
+    torch.testing.assert_close(unit([values], [torch.ones(3, 2).bool()])[0], expected)
+
+
+def test_the_power_step_is_taken_in_float32_under_autocast():
+    model, (ids, mask, _) = AttendingClassifier(40).train(), batch()
+    inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
+    found = []
+    for mixed in (False, True):
+        virtual = AttentionVirtualAdversary(eps=1.0, xi=0.1, generator=torch.Generator().manual_seed(0))
+        port = reach(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss, told = virtual(port.reader(**inputs), port.valid(mask))
+        loss.backward()
+        found.append(told.perturbation[0])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+
+
+def test_ivat_is_vat_and_ivat_token_its_sign():
+    model, (ids, mask, _) = Reader(3), batch()
+    logits = lambda added: model(ids, mask, added[0])  # noqa: E731
+    found = {}
+    for variant in ("vat", "ivat", "ivat_token"):
+        virtual = AttentionVirtualAdversary(
+            eps=1.0, variant=variant, generator=torch.Generator().manual_seed(0)
+        )
+        found[variant] = virtual(logits, [mask])[1].perturbation[0]
+    assert torch.equal(found["vat"], found["ivat"])
+    assert torch.equal(found["ivat_token"], found["vat"].sign())
+
+
+def test_a_fused_kernel_that_hides_scores_is_named():
+    q = torch.randn(2, 1, 4, 8, requires_grad=True)
+
+    def loss_of(added):
+        hidden = added[0].detach()[:, None, None]
+        return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=hidden).sum()
+
+    with pytest.raises(RegardError, match="flash_attention_2.*SDPBackend.MATH"):
+        AttentionAdversary(eps=1.0)(loss_of, [torch.ones(2, 4).bool()])
+
+
+def test_a_model_on_sdpa_is_perturbed_as_one_on_eager():
+    ids, mask, labels = batch()
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels.long()}
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model = encoder()
+        model.set_attn_implementation(implementation)
+        port = ScorePort(model.eval())
+        _, told = AttentionAdversary(eps=1.0)(lambda a, p=port: p(a, **inputs).loss, port.valid(mask))
+        found.append(told.perturbation[0])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+
+
+def test_padded_texts_have_the_states_of_packed_ones():
+    model, (ids, mask, _) = AttendingClassifier(40), batch()
+    ids = ids.clamp_min(1)
+    alone = [model.token_states(row[None, :n])[0][0] for row, n in zip(ids, mask.sum(1), strict=True)]
+    states, _ = model.token_states(ids, mask)
+    for row, (one, n) in enumerate(zip(alone, mask.sum(1), strict=True)):
+        torch.testing.assert_close(states[row, :n], one)
+    assert not states[~mask].any()

@@ -7,7 +7,7 @@ be held against a gradient, which has none, has it taken out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ from regard.errors import RegardError, ShapeMismatch
 
 TINY = 1e-12
 Scores = tuple[Tensor, ...]
+LogitsOf = Callable[[Scores], Tensor]
+"""Logits [B, classes] with tensors added to the attention scores, one a place."""
 
 
 def unit(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Scores:
-    """Return values scaled to norm 1 for each sequence, over those that are valid; zero where all are zero.
+    """Return values scaled to norm 1 for each sequence, over those that are valid.
+
+    A sequence whose values are all zero, or not all finite, gets zeros.
 
     Args:
         values: float32 [B, ...] each.
@@ -27,8 +31,19 @@ def unit(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Scores:
     """
     kept = tuple(v.float() * m for v, m in zip(values, valid, strict=True))
     size = sum(v.flatten(1).square().sum(1) for v in kept)
-    scale = torch.where(size > TINY**2, size.clamp_min(TINY**2).rsqrt(), 0.0)  # type: ignore[union-attr, arg-type]
-    return tuple(v * scale.view(-1, *[1] * (v.ndim - 1)) for v in kept)
+    some = (size > TINY**2) & torch.isfinite(size)  # type: ignore[operator, arg-type]
+    scale = torch.where(some, size, 1.0).rsqrt()
+    return tuple(torch.where(_like(some, v), v * _like(scale, v), 0.0) for v in kept)
+
+
+def _like(each: Tensor, values: Tensor) -> Tensor:
+    return each.view(-1, *[1] * (values.ndim - 1))
+
+
+def still(r: Sequence[Tensor]) -> int:
+    """Return how many sequences a perturbation leaves as they are."""
+    moved = torch.stack([x.flatten(1).abs().amax(1) for x in r]).amax(0)
+    return int((moved == 0).sum())
 
 
 def signs(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Scores:

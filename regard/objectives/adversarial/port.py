@@ -6,7 +6,7 @@ scores'_l = scores_l + r_l          r_l [B, H, T, S], gradients reach it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from regard.engines.rows import RowBlock
 from regard.errors import RegardError
-from regard.objectives.adversarial.directions import Scores
+from regard.objectives.adversarial.chance import Chance
+from regard.objectives.adversarial.directions import LogitsOf, Scores
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.edits.targets import Layer
-from regard.runtime.protocol import EVERYTHING, Edit, Wanted
-from regard.runtime.verbs import steer
+from regard.runtime.protocol import EVERYTHING, Edit, Lens, Wanted
+from regard.runtime.verbs import steer, watch
 
 if TYPE_CHECKING:
     from regard.runtime.call import Call
@@ -38,6 +39,28 @@ class AddedScores(Edit):
         return block.scores + part[:, :, block.start : block.stop, block.key_start : block.key_stop]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Weights(Lens):
+    """Keeps the weights of one layer, heads meant, of the row that the answer is read from; [B, T]."""
+
+    alias: str
+    rows: Tensor
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def wants(self, call: Call) -> Wanted | None:
+        return EVERYTHING if call.site.alias == self.alias else None
+
+    def weights(self, block: RowBlock) -> None:
+        weights = block.weights.float().mean(1)
+        inside = (self.rows >= block.start) & (self.rows < block.stop)
+        at = (self.rows - block.start).clamp(0, block.stop - block.start - 1)
+        found = weights[torch.arange(len(at), device=at.device), at] * inside[:, None]
+        self.kept["weights"] = self.kept["weights"] + found if "weights" in self.kept else found
+
+    def result(self) -> Tensor:
+        return self.kept["weights"]
+
+
 class ScorePort:
     """Runs a model with tensors added to its attention scores.
 
@@ -55,6 +78,8 @@ class ScorePort:
         >>> loss, told = AttentionAdversary(eps=1.0)(                           # doctest: +SKIP
         ...     lambda added: port(added, **batch).loss, port.valid(batch["attention_mask"]))
     """
+
+    shared = False
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer] | None = None) -> None:
         self.model = root_of(model)
@@ -84,3 +109,26 @@ class ScorePort:
         given = {site.alias: x for site, x in zip(self.sites, added, strict=True)}
         with steer(self.model, AddedScores(added=given)):
             return self.model(**inputs)
+
+    def reader(self, **inputs: Any) -> LogitsOf:
+        """Return logits [B, classes] as a function of what is added; every call has the same dropout."""
+        chance = Chance(next(self.model.parameters()).device)
+
+        def logits(added: Scores) -> Tensor:
+            with chance.same():
+                return self(added, **inputs).logits
+
+        return logits
+
+    def attention(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Return logits [B, classes] and weights float32 [B, T]: of the last layer reached, heads meant.
+
+        They are of the row that answers: the first token, or the last real one of a causal model. Status:
+        our choice.
+        """
+        mask = inputs["attention_mask"].bool()
+        last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
+        lens = _Weights(alias=self.sites[-1].alias, rows=last if self.causal else torch.zeros_like(last))
+        with watch(self.model, lens):
+            logits = self.model(**inputs).logits
+        return logits.float(), lens.result() * mask
