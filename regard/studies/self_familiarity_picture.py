@@ -1,0 +1,6 @@
+def collect(results):
+    return {"threshold": results["threshold"]}
+
+
+def draw(outcome, figure):
+    figure.subplots()
