@@ -3,14 +3,14 @@
     s(c) = exp mean log p(the best answer that names c | c's explanation, the name blotted out)
 
 SmolLM2-135M-Instruct, 8 beams, explanations of 48 tokens, answers of 8 tokens beyond the name. Every seed
-takes famous names that no other takes, four of two words and three of one word, and seven invented ones
-beside them: the two-word names with their last words exchanged, so that words and tokens are the same, and
-words of syllables with as many tokens. Set beside the score: the name's likelihood alone, the
-explanation's, the likelihood of the name straight after the masked explanation, the model's own word, the
-agreement of samples, word frequency and token count. Controls: the explanation of another name, and nothing
-masked. The threshold is fitted on other, everyday concepts. The paper takes models of 7B to 13B and 515
-questions, with grades by GPT-4. Status: partly our choice (names, baselines, sizes); the rules are ours,
-set before the run.
+takes famous names that no other takes, two of two words and one of one word, and three invented ones beside
+them: the two-word names with their last words exchanged, so that words and tokens are the same, and a word
+of syllables with as many tokens. Set beside the score: the name's likelihood alone, the explanation's, the
+likelihood of the name straight after the masked explanation, the model's own word, the agreement of
+samples, word frequency and token count. Controls: the explanation of another name, and nothing masked. The
+threshold is fitted on other, everyday concepts. The paper takes models of 7B to 13B and 515 questions, with
+grades by GPT-4. Status: partly our choice (names, baselines, sizes); the rules are ours, set before the
+run.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Size:
     """
 
     seeds: int = 10
-    pairs: int = 2
-    singles: int = 3
-    controls: int = 3
-    everyday: int = 24
+    pairs: int = 1
+    singles: int = 1
+    controls: int = 1
+    everyday: int = 16
     beams: int = 8
     explain_tokens: int = 48
     guess_tokens: int = 8
     samples: int = 3
-    sample_tokens: int = 24
+    sample_tokens: int = 16
 
 
 def share(name: str, about: str, unit: str = "%") -> Quantity:

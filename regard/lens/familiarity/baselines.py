@@ -2,7 +2,7 @@
 
     name            1/n sum log p(name | `Explain the "`)               the name alone, without any explaining
     forward         1/n sum log p(explanation | its prompt)             minus the log of its perplexity
-    backward        max over forms of 1/n sum log p(form | masked explanation): no search, no free words
+    backward        1/n sum log p(name | masked explanation): no search, no free words, one form
     says yes        p(Yes) / (p(Yes) + p(No)) to `Do you know what "c" is?`
     agreement       mean overlap of the content words of sampled explanations, concept blotted out
     frequency       minus the rarity of its words (`regard.tasks.concepts.rarity`)
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import RegardError
-from regard.lens.familiarity.forms import blot_out, guess_forms
+from regard.lens.familiarity.forms import blot_out
 from regard.lens.familiarity.prompts import EXPLAIN, GUESS
 from regard.lens.familiarity.scoring import SelfFamiliarity
 from regard.tasks.concepts import rarity
@@ -58,19 +58,9 @@ def explanation_likelihood(
 def backward_likelihood(
     known: SelfFamiliarity, concepts: Sequence[str], masked: Sequence[str]
 ) -> list[float]:
-    """Return the mean log-probability of each concept's likeliest form, straight after its masked
-    explanation.
-    """
-    pairs, owners = [], []
-    for place, (concept, text) in enumerate(zip(concepts, masked, strict=True)):
-        prompt = known.prompts.ids(known.prompts.text(GUESS.format(text)))
-        for form in guess_forms(concept):
-            pairs.append((prompt, _ids(known, form)))
-            owners.append(place)
-    best = [float("-inf")] * len(concepts)
-    for place, value in zip(owners, mean_logprobs(known, pairs), strict=True):
-        best[place] = max(best[place], value)
-    return best
+    """Return the mean log-probability of each name as written, straight after its masked explanation."""
+    prompts = [known.prompts.ids(known.prompts.text(GUESS.format(text))) for text in masked]
+    return mean_logprobs(known, list(zip(prompts, (_ids(known, c) for c in concepts), strict=True)))
 
 
 @torch.no_grad()

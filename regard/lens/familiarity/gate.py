@@ -101,7 +101,7 @@ class Gate:
     def decide(self, instructions: Sequence[str]) -> list[Decision]:
         """Return for each instruction whether it may be answered."""
         named = None if self.concepts is None else [list(self.concepts(text)) for text in instructions]
-        return [self._decision(score) for score in self.known.score_instructions(instructions, named)]
+        return [self.judge(score) for score in self.known.score_instructions(instructions, named)]
 
     def __call__(self, inputs: Tensor | None = None, **options: Any) -> Any:
         """Generate as `model.generate` does; see the class.
@@ -143,7 +143,8 @@ class Gate:
         else:
             self.known.model.generate = self._before
 
-    def _decision(self, score: InstructionScore) -> Decision:
+    def judge(self, score: InstructionScore) -> Decision:
+        """Return whether an instruction that has been scored may be answered."""
         weakest = score.weakest
         if weakest is None:
             answered = self.unnamed == "answer"
