@@ -148,7 +148,8 @@ def by_rarity(concepts: Sequence[str]) -> list[str]:
 
 def _runs(text: str) -> Iterator[list[tuple[str, bool]]]:
     """Words between marks of punctuation, each with whether it begins a sentence."""
-    begins, at, run = True, 0, []
+    begins, at = True, 0
+    run: list[tuple[str, bool]] = []
     for match in _WORD.finditer(text):
         between = text[at : match.start()]
         if between.strip() and run:

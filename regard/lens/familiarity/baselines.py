@@ -71,8 +71,9 @@ def says_yes(known: SelfFamiliarity, concepts: Sequence[str]) -> list[float]:
         raise RegardError("neither Yes nor No is a token of its own here.")
     found = []
     for concept in concepts:
-        ids = torch.tensor([known.prompts.ids(known.prompts.text(KNOW.format(concept)))])
-        chance = known.model(ids.to(_device(known))).logits[0, -1].float().softmax(-1)
+        prompt = torch.tensor([known.prompts.ids(known.prompts.text(KNOW.format(concept)))])
+        logits = _last_logits(known, prompt, torch.ones_like(prompt), 1)
+        chance = logits[0, -1].float().softmax(-1)
         yes, no = (float(chance[side].sum()) for side in sides)
         found.append(yes / (yes + no))
     return found

@@ -95,7 +95,7 @@ class Gate:
             raise RegardError(f"the threshold is {threshold!r}; a score is from 0 to 1, and so must it be.")
         self.known, self.threshold, self.unnamed = known, float(threshold), unnamed
         self.words, self.concepts = words or refusal, concepts
-        self.generate = generate or known.model.generate  # type: ignore[operator, union-attr]
+        self.generate: Callable[..., Any] = generate or known.model.generate
         self.decisions: list[Decision] = []
 
     def decide(self, instructions: Sequence[str]) -> list[Decision]:
@@ -134,7 +134,7 @@ class Gate:
         if isinstance(vars(model).get("generate"), Gate):
             raise RegardError("a gate stands in front of this model already.")
         self._before = vars(model).get("generate")
-        model.generate = self  # type: ignore[assignment]
+        model.generate = self
         return self
 
     def __exit__(self, *error: object) -> None:

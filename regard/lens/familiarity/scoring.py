@@ -134,7 +134,7 @@ class SelfFamiliarity:
         (0.31, 0.08)
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     beams: int = 30
     explain_tokens: int = 200
@@ -273,7 +273,7 @@ class SelfFamiliarity:
         longest, device = max(map(len, ids)), next(self.model.parameters()).device
         padded = torch.tensor([[self.pad] * (longest - len(x)) + x for x in ids], device=device)
         mask = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in ids], device=device)
-        written = type(self.model).generate(  # type: ignore[operator]
+        written = type(self.model).generate(
             self.model,
             input_ids=padded,
             attention_mask=mask,
@@ -329,7 +329,7 @@ class SelfFamiliarity:
         ids, text = self._back_ids(concept, masked), masked
         room = self._longest - self.guess_tokens - max(map(len, self.phrases_of(concept)))
         while len(ids) > room and text:
-            text = text[: max(0, len(text) - 4 * (len(ids) - room))]
+            text = text[: max(0, len(text) - int(4 * (len(ids) - room)))]
             ids = self._back_ids(concept, text)
         if text != masked:
             warnings.warn(f"the explanation of {concept!r} was cut to fit the model.", stacklevel=2)
@@ -344,7 +344,7 @@ class SelfFamiliarity:
 
     @property
     def _longest(self) -> float:
-        config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        config = self.model.config.get_text_config()
         found = getattr(config, "max_position_embeddings", None)
         return found if isinstance(found, int) else math.inf
 
