@@ -68,10 +68,12 @@ class AdversarialLoss:
         if self.reach is None or not self.model.training or share == 0:
             task = self._task(self.model(**inputs).logits, labels)
             return task, {"task": float(task.detach())}
-        if isinstance(self.adversary, AttentionVirtualAdversary):
-            return self._virtual(replace(self.adversary, lam=share * self.adversary.lam), inputs, labels)
         assert self.adversary is not None
-        return self._labelled(replace(self.adversary, lam=share * self.adversary.lam), inputs, labels)
+        adversary = replace(self.adversary, lam=share * self.adversary.lam)
+        with self.reach.opened():
+            if isinstance(adversary, AttentionVirtualAdversary):
+                return self._virtual(adversary, inputs, labels)
+            return self._labelled(adversary, inputs, labels)
 
     def _labelled(
         self, adversary: AttentionAdversary, inputs: dict[str, Any], labels: Tensor

@@ -5,7 +5,8 @@ scores'_l = scores_l + r_l          r_l [B, H, T, S], gradients reach it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ class ScorePort:
         self.causal = bool(getattr(model_type.config, "is_decoder", False) or model_type.can_generate())
         if not self.sites:
             raise RegardError("layers is empty; leave it out to mean all of them.")
+        self._given: dict[str, Tensor] = {}
+        self._open = False
 
     def valid(self, attention_mask: Tensor) -> Scores:
         """Return which scores count in each layer, bool [B, H, T, T].
@@ -106,9 +109,26 @@ class ScorePort:
 
     def __call__(self, added: Scores, **inputs: Any) -> Any:
         """Return the model's output with a tensor added to the scores of each layer."""
-        given = {site.alias: x for site, x in zip(self.sites, added, strict=True)}
-        with steer(self.model, AddedScores(added=given)):
+        with self.opened():
+            self._given.update({site.alias: x for site, x in zip(self.sites, added, strict=True)})
             return self.model(**inputs)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the way to the scores open for several passes, rather than open it for each.
+
+        Until the block ends, passes of the model that do not come through here have the last tensors added.
+        """
+        if self._open:
+            yield
+            return
+        with steer(self.model, AddedScores(added=self._given)):
+            self._open = True
+            try:
+                yield
+            finally:
+                self._open = False
+                self._given.clear()
 
     def reader(self, **inputs: Any) -> LogitsOf:
         """Return logits [B, classes] as a function of what is added; every call has the same dropout."""

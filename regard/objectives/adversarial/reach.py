@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class Reach(Protocol):
 
     def attention(self, **inputs: Any) -> tuple[Tensor, Tensor]:
         """Return logits [B, classes] and the weight of each token, float32 [B, T]."""
+        ...
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Keep the way to the scores open for the passes of a step."""
         ...
 
 
@@ -76,6 +81,10 @@ class AttendingPort:
         """Return logits [B, classes] and the weights, [B, T]."""
         out = self._own.attend(*self._own.token_states(**inputs))
         return out.logits.float(), out.token_attention
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Do nothing: a function of the model takes what is added."""
+        return nullcontext()
 
 
 def reach(model: nn.Module, layers: Sequence[Layer] | None = None) -> Reach:
