@@ -65,7 +65,10 @@ class Prompts:
         world = ClosedPlaces()
         answered = world.answered()
         sets = world.refused(False), answered[::2], world.refused(True), answered[1::2]
-        one, two, three, four = ([asked.prompt for asked in spread(some, most)] for some in sets)
+        kept = (None, None, most, most)  # reading prompts costs little, answering them does
+        one, two, three, four = (
+            [asked.prompt for asked in spread(some, count)] for some, count in zip(sets, kept, strict=True)
+        )
         return cls((one, two), (three, four), neutral or spread(world.statements(), most))
 
     @classmethod
@@ -77,9 +80,7 @@ class Prompts:
                 raise RegardError(
                     f"there are {len(some)} prompts that {name}; it takes two of each at least."
                 )
-        return cls(
-            (first[::2][:most], others[::2][:most]), (first[1::2][:most], others[1::2][:most]), neutral[:most]
-        )
+        return cls((first[::2], others[::2]), (first[1::2][:most], others[1::2][:most]), neutral[:most])
 
     def by_answer(self, request: Request, chat: bool) -> Prompts:
         """Sort prompts by what the model answers, where a user gave one file alone."""

@@ -50,7 +50,13 @@ def command(parser: SystemParser) -> None:
     add("--strength", type=float, metavar="G", help="factor of --action gain (0.5); weight of --action on")
     add("--random", type=int, default=10, metavar="N", help="random sets beside them (default: 10)")
     add("--neutral", metavar="FILE", help="plain texts whose loss is measured, one a line")
-    add("--prompts", type=int, default=60, metavar="N", help="prompts of each set at most (default: 60)")
+    add(
+        "--prompts",
+        type=int,
+        default=60,
+        metavar="N",
+        help="prompts of each set to try, at most (60)",
+    )
     add("--tokens", type=int, default=24, metavar="N", help="of an answer (default: 24)")
     add(
         "--chat",
