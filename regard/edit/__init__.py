@@ -3,6 +3,7 @@
 from regard.edit.act import ACT
 from regard.edit.experts import TuneExperts
 from regard.edit.registry import EDITS, edit, find_edit
+from regard.edit.shift.adding import AddVector
 from regard.runtime.edits import (
     EditWeights,
     ForceAttention,
@@ -21,6 +22,7 @@ edit("score-bias")(ScoreBias)
 __all__ = [
     "ACT",
     "EDITS",
+    "AddVector",
     "EditWeights",
     "ForceAttention",
     "ScaleHeads",

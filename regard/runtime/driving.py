@@ -125,7 +125,8 @@ class _Driver:
             attachment.generating.settle()
         run = self._run_for(args, kwargs)
         attachment.run = attachment.last_run = run
-        run.grows = attachment.generating is not None and attachment.generating.count > 0
+        run.appended = 0 if attachment.generating is None else attachment.generating.count
+        run.grows = run.appended > 0
         attachment.forwards += 1
         run.spans = run.spans or attachment.spans
         try:

@@ -21,7 +21,7 @@ class Run:
         step: 0 in the prefill, n in the n-th decoding step.
         spans: name -> bool [B, S], which positions are what ('image', 'system', ...).
         batch: number of sequences.
-        grows: whether it holds tokens that `generate()` appended.
+        appended: how many tokens `generate()` has appended before this forward; `grows` whether it has.
         role: what the names of its tokens and mask begin with: `decoder_` in an encoder-decoder.
         encoder_ids: what an encoder-decoder's encoder was fed, [B, S], or None.
         kwargs: the keyword arguments of the current forward; `first_kwargs` those of the first, and
@@ -43,6 +43,7 @@ class Run:
         self.batch = 0
         self.role = ""
         self.grows = False
+        self.appended = 0
         self.kwargs: dict[str, Any] = {}
         self.encoder_ids: torch.Tensor | None = None
         self.first_args: tuple[Any, ...] = ()
