@@ -59,7 +59,7 @@ def test_replaying_gives_the_same_losses(model, tokenizer):
     one = tune(wrapped, tokenizer, steps=5).losses
     wrapped.unload()
     wrapped = add_lora(model, layers=[1])
-    assert tune(wrapped, tokenizer, steps=5, replay=True).losses == pytest.approx(one, rel=1e-4)
+    assert tune(wrapped, tokenizer, steps=5, replay=True).losses == pytest.approx(one, rel=2e-3)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_losses(tokenizer, tmp_path):
