@@ -30,13 +30,12 @@ SAMPLES, WIDTH, CLUSTERS, NOISE, SHUFFLES = 400, 64, 5, 0.5, 5
 
 def loaded(tiny: bool) -> tuple[Any, Any]:
     """Return SmolLM2 and its tokenizer; or a narrow random model of as many layers, for a try."""
+    model, tokenizer = regard.load()
     if not tiny:
-        return regard.load()
+        return model, tokenizer
     from regard.models.tiny_llama import random_llama
-    from regard.weights import Source
 
     torch.manual_seed(0)
-    tokenizer = Source.find(None).tokenizer
     return random_llama(len(tokenizer), width=32, layers=30, heads=2, key_heads=1, mlp=32).eval(), tokenizer
 
 
