@@ -39,7 +39,7 @@ def word_ranks() -> Mapping[str, int]:
     """Return word -> rank from 1, the most frequent first; about 11,000 words.
 
     Example:
-        >>> word_ranks()["the"], word_ranks()["city"] < word_ranks()["telescope"]
+        >>> word_ranks()["the"], word_ranks()["house"] < word_ranks()["well-known"]
         (1, True)
     """
     counts = _counts()

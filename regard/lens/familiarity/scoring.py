@@ -94,8 +94,8 @@ def aggregate(scores: Sequence[float], how: str = "weighted") -> float:
         how: "weighted" halves the weight from concept to concept, "min" takes the least, "first" the rarest.
 
     Example:
-        >>> aggregate([0.2, 0.8]), aggregate([0.2, 0.8], "min")
-        (0.4, 0.2)
+        >>> aggregate([0.25, 1.0]), aggregate([0.25, 1.0], "min")
+        (0.5, 0.25)
     """
     if how not in AGGREGATES:
         raise RegardError(f"aggregate is {how!r}; it must be one of {', '.join(AGGREGATES)}.")
