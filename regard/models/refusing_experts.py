@@ -29,7 +29,7 @@ def refusing_experts(
 
     Example:
         >>> sum(p.numel() for p in refusing_experts().parameters())
-        855104
+        850688
     """
     words = vocabulary()
     config = MixtralConfig(
