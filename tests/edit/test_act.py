@@ -44,6 +44,7 @@ def plainly(starts, heads, seen=None, **options):
 
 
 HEADS = {0: [0, 2], 1: [1]}
+DECODERS = ("LlamaAttention", "Qwen2VLAttention")
 PAIRS = [(layer, head) for layer, heads in HEADS.items() for head in heads]
 
 
@@ -104,6 +105,96 @@ def test_decoding_keeps_the_sinks_of_the_prompt():
         expected = model(whole).logits
     for n, step in enumerate(steps):
         assert close(step, expected[:, ids.shape[1] - 1 + n])
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"heads": "all"}, {0: range(4), 1: range(4)}),
+        ({"heads": {0: [2], "text.1": [1, 3]}}, {0: [2], 1: [1, 3]}),
+        ({"layers": [1]}, {1: range(4)}),
+    ],
+)
+def test_other_ways_to_name_heads(options, meant):
+    family = FAMILIES["llama"]
+    model = family.build()
+    inputs = family.inputs(model)
+    with changed(model, weights=plainly([0, 0], meant, alpha=1.3)):
+        expected = logits(model, inputs)
+    with regard.steer(model, ACT(alpha=1.3, **options)):
+        assert close(logits(model, inputs), expected)
+
+
+def test_new_sinks_are_admitted_by_the_mean_over_all_rows_so_far():
+    family = FAMILIES["llama"]
+    model = family.build()
+    ids = family.inputs(model)["input_ids"]
+    more = torch.randint(3, 90, (2, 3), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad(), regard.steer(model, ACT(PAIRS, alpha=1.3, admit_new=True)):
+        out = model(ids, use_cache=True)
+        steps = []
+        for column in range(3):
+            out = model(more[:, column : column + 1], past_key_values=out.past_key_values)
+            steps.append(out.logits[:, -1])
+    length, seen = ids.shape[1], []
+
+    def change(layer, weights, module):
+        for row in range(2):
+            for head in HEADS[layer]:
+                part, size = weights[row, head].clone(), weights.shape[-1]
+                weights[row, head, :length] = by_hand(part, alpha=1.3, rows=length)[0][:length]
+                for last in range(length, size):
+                    new, sinks = by_hand(part[: last + 1, : last + 1], alpha=1.3)
+                    weights[row, head, last, : last + 1] = new[-1]
+                    seen.append(any(sink >= length for sink in sinks))
+        return weights
+
+    whole = torch.cat([ids, more], 1)
+    with torch.no_grad(), changed(model, weights=change):
+        expected = model(whole).logits
+    assert any(seen)
+    for n, step in enumerate(steps):
+        assert close(step, expected[:, length + n])
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
+def test_it_calibrates_the_decoder_of_an_image_text_model(name):
+    family = FAMILIES[name]
+    model = family.build()
+    inputs, seen = family.inputs(model, "left"), []
+    starts = (~inputs["attention_mask"].bool()).sum(1).tolist()
+    change = plainly(starts, HEADS, seen, alpha=1.3)
+
+    def of_decoder(layer, weights, module):
+        return change(layer, weights, module) if type(module).__name__ in DECODERS else weights
+
+    with regard.steer(model, ACT(PAIRS, alpha=1.3)):
+        found = logits(model, inputs)
+    language = model.model.language_model
+    with torch.no_grad():
+        embedded = model.get_input_embeddings()(inputs["input_ids"])
+    assert not close(found, logits(model, inputs)) and embedded.shape[1] == found.shape[1]
+    kept = {}
+    handle = language.register_forward_pre_hook(lambda _, args, kwargs: kept.update(kwargs), with_kwargs=True)
+    logits(model, inputs)
+    handle.remove()
+    kept.pop("past_key_values", None)
+    with torch.no_grad(), changed(language, weights=of_decoder):
+        states = language(**{**kept, "use_cache": False}).last_hidden_state
+        expected = model.lm_head(states) * inputs["attention_mask"][:, :, None]
+    assert any(seen) and close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    family = FAMILIES["llama"]
+    model = family.build()
+    inputs = family.inputs(model)
+    with regard.steer(model, ACT(PAIRS, alpha=1.3)):
+        expected = logits(model, inputs)
+        found = logits(model.to(dtype), inputs)
+    assert found.dtype == dtype
+    assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.05
 
 
 def test_a_decoded_token_opens_its_row_once(monkeypatch):
@@ -170,6 +261,9 @@ def test_by_default_the_middle_layers_are_calibrated():
         ({"threshold": 1.0}, "threshold is 1.0"),
         ({"min_rows": 0}, "min_rows is 0"),
         ({"heads": []}, "no heads"),
+        ({"heads": {}}, "no heads"),
+        ({"heads": "some"}, "heads is 'some'"),
+        ({"heads": [(0, 1)], "layers": [1]}, "heads or layers"),
     ],
 )
 def test_bad_options(options, said):

@@ -7,8 +7,8 @@
 
 Sinks are found anew for every head, sequence and input, over the whole prompt. The first token is none of
 them and receives its share; row 0 stays. Padding is not counted. In decoding, where the paper says nothing,
-the sinks of the prompt stay, and each new row is calibrated over them; a prompt fed in chunks has the sinks
-of all columns seen so far.
+the sinks of the prompt stay, and each new row is calibrated over them (`admit_new` counts new rows too); a
+prompt fed in chunks has the sinks of all columns seen so far.
 
 Source: Yu et al., 2024, arXiv 2406.15765, sections 3 and 4. Status: agrees with the official code where
 position 0 is the first column above its threshold, in a prefill without padding; decoding is our choice.
@@ -16,24 +16,28 @@ position 0 is the first column above its threshold, in a prefill without padding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.edit.registry import edit
 from regard.engines.rows import RowBlock
-from regard.errors import RegardError
+from regard.errors import RegardError, UnsupportedModel
 from regard.runtime.edits import redistribute, targets
-from regard.runtime.edits.targets import HeadName
+from regard.runtime.edits.targets import HeadName, Layer
 from regard.runtime.protocol import EVERYTHING, Edit, Wanted
 
 if TYPE_CHECKING:
+    from regard.edit.act.filtering import FilteredHeads
     from regard.runtime.anatomy import Anatomy
     from regard.runtime.call import Call
+    from regard.runtime.head_table import Head
+    from regard.runtime.prompt import Prompt
 
+Chosen = Sequence[HeadName] | Mapping[Layer, Sequence[int]] | str
 ALPHA, BETA = 5.0, 0.4
 FEWEST = 3
 
@@ -44,17 +48,22 @@ class ACT(Edit):
     """Calibrate the attention of chosen heads.
 
     Attributes:
-        heads: `(layer, head)` pairs; default all heads of the main stack but those of the first two layers
-            and of the last, as the paper has it. May be given first, without its name.
+        heads: `(layer, head)` pairs, or a mapping of a layer to its heads; default all heads of the main
+            stack but those of the first two layers and of the last, as the paper has it; "all" for those
+            too. May be given first, without its name. A layer is a number in the main stack or an alias.
         alpha: how many times the even share 1 / N a column's mean must exceed to be a sink.
         threshold: a fixed bound in place of alpha / N; the official code has 0.1.
         beta: the part of a sink's attention that it keeps, in [0, 1]; 1 changes nothing.
         min_rows: rows that must see a key for it to be a sink; the paper asks for none, and its last
             columns are means of very few.
+        layers: all heads of these, where `heads` is left out.
+        admit_new: let tokens become sinks, and cease to be, as `generate()` goes on, by the mean over all
+            rows so far; default they stay as the prompt has them.
 
     Raises:
-        RegardError: on creation, for an alpha, threshold, beta or min_rows out of range, or no heads.
-        NoSuchSite: when a session is made, for a head that is not there.
+        RegardError: on creation, for an alpha, threshold, beta or min_rows out of range, no heads, or both
+            heads and layers.
+        NoSuchSite: when a session is made, for a layer or head that is not there.
 
     Example:
         >>> edit = ACT([(5, 3), (6, 0)], beta=0.2)
@@ -62,15 +71,24 @@ class ACT(Edit):
         5.0
     """
 
-    heads: Sequence[HeadName] | None = field(default=None, kw_only=False)
+    heads: Chosen | None = field(default=None, kw_only=False)
     alpha: float = ALPHA
     threshold: float | None = None
     beta: float = BETA
     min_rows: int = 1
+    layers: Sequence[Layer] | None = None
+    admit_new: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.heads, Mapping):
+            pairs = [(layer, head) for layer, heads in self.heads.items() for head in heads]
+            object.__setattr__(self, "heads", pairs)
+        if isinstance(self.heads, str) and self.heads != "all":
+            raise RegardError(f"heads is {self.heads!r}; it takes (layer, head) pairs, or 'all'.")
         if self.heads is not None and not list(self.heads):
             raise RegardError("ACT was given no heads; leave heads= out to mean all of the middle layers.")
+        if self.layers is not None and (self.heads is not None or not list(self.layers)):
+            raise RegardError("ACT takes heads or layers, and at least one of them.")
         if not self.alpha > 0:
             raise RegardError(f"alpha is {self.alpha}; it must be above 0.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
@@ -84,35 +102,69 @@ class ACT(Edit):
 
     def check(self, anatomy: Anatomy) -> None:
         """Refuse heads that the model does not have, and a model without middle layers."""
-        if self.heads is not None:
-            targets.check_heads(self.heads, anatomy, "ACT")
-            here: dict[str, list[int]] = {}
-            for layer, head in self.heads:
-                here.setdefault(anatomy.site(layer).alias, []).append(head)
-            object.__setattr__(self, "_here", here)
-            return
+        here: dict[str, list[int] | None] = {}
         stack = [site.alias for site in anatomy.sites if site.kind == anatomy.main]
-        if not stack[2:-1]:
+        if self.layers is not None:
+            here = {anatomy.site(layer).alias: None for layer in self.layers}
+        elif self.heads == "all":
+            here = dict.fromkeys(stack)
+        elif self.heads is None:
+            here = dict.fromkeys(stack[2:-1])
+        else:
+            targets.check_heads(self.heads, anatomy, "ACT")
+            pairs = cast("Sequence[HeadName]", self.heads)
+            here = {anatomy.site(layer).alias: [] for layer, _ in pairs}
+            for layer, head in pairs:
+                cast("list[int]", here[anatomy.site(layer).alias]).append(head)
+        if not here:
             raise RegardError(
                 f"ACT leaves out the first two layers and the last, and there are {len(stack)}; name heads."
             )
-        object.__setattr__(self, "_middle", frozenset(stack[2:-1]))
+        object.__setattr__(self, "_here", here)
+
+    def each(self, anatomy: Anatomy) -> list[Head]:
+        """Return the heads that are meant, as (alias, head).
+
+        Raises:
+            UnsupportedModel: for a layer that does not say how many heads it has.
+        """
+        self.check(anatomy)
+        found = []
+        for alias, heads in self._here.items():  # type: ignore[attr-defined]
+            site = anatomy.site(alias)
+            if heads is None and site.heads is None:
+                raise UnsupportedModel(f"{type(site.module).__name__} does not say how many heads it has.")
+            found += [(alias, head) for head in (range(site.heads or 0) if heads is None else heads)]
+        return found
 
     def named(self, anatomy: Anatomy) -> list[str]:
-        """Return the aliases of the layers whose heads are named."""
-        return targets.named_layers((layer for layer, _ in self.heads or ()), anatomy)
+        """Return the aliases of the layers that are named, or whose heads are."""
+        if self.heads is None or self.heads == "all":
+            return targets.named_layers(self.layers or (), anatomy)
+        return targets.named_layers((layer for layer, _ in cast("Sequence[HeadName]", self.heads)), anatomy)
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], **options: Any
+    ) -> FilteredHeads:
+        """Try these options in one head at a time on labelled prompts: `regard.edit.act.fit_heads`."""
+        from regard.edit.act.fitting import fit_heads
+
+        return fit_heads(model, tokenizer, prompts, edit=self, **options)
 
     def wants(self, call: Call) -> Wanted | None:
-        if call.site.cross:
+        here = self._here  # type: ignore[attr-defined]
+        if call.site.cross or call.site.alias not in here:
             return None
-        if self.heads is None:
-            return EVERYTHING if call.site.alias in self._middle else None  # type: ignore[attr-defined]
-        here = self._here.get(call.site.alias)  # type: ignore[attr-defined]
-        return Wanted(heads=targets.within(call, here)) if here else None
+        heads = here[call.site.alias]
+        return EVERYTHING if heads is None else Wanted(heads=targets.within(call, heads))
 
     def surveys(self, call: Call) -> bool:
-        """Steps of one token leave the sinks as they are."""
-        return call.query_length > 1 or "sinks" not in call.run.state(self, call.site, call.part)
+        """Steps of one token leave the sinks as they are, unless new ones are admitted."""
+        return (
+            self.admit_new
+            or call.query_length > 1
+            or "sinks" not in call.run.state(self, call.site, call.part)
+        )
 
     def survey(self, block: RowBlock) -> None:
         """Add up what each key receives."""
@@ -146,8 +198,7 @@ class ACT(Edit):
         return block.run.state(self, block.site, block.call.part)
 
     def _columns(self, block: RowBlock) -> list[int] | None:
-        here = None if self.heads is None else self._here[block.site.alias]  # type: ignore[attr-defined]
-        return targets.columns(block, here)
+        return targets.columns(block, self._here[block.site.alias])  # type: ignore[attr-defined]
 
     def _mine(self, block: RowBlock, x: Tensor) -> Tensor:
         return targets.pick(x, self._columns(block))
@@ -163,14 +214,24 @@ class ACT(Edit):
             rows[:, : before[1].shape[1]] += before[1]
         return mass, rows
 
-    def _sinks(self, call: Call, state: dict[str, Any]) -> Tensor:
-        """Return which keys are sinks of which heads, bool [B, H', P]."""
+    def above(self, call: Call, state: dict[str, Any]) -> Tensor:
+        """Return which keys receive more than the bound, the first token among them, bool [B, H', P].
+
+        Args:
+            state: what `survey` gathered of this call.
+        """
         mass, rows = state["mass"], state["rows"]
         start = rows.new_zeros(len(rows)) if call.pad_left is None else call.pad_left.to(rows)
         places = torch.arange(rows.shape[1], device=rows.device)
         count = (rows > 0).sum(1, keepdim=True)
         bound = self.alpha / count.clamp_min(1) if self.threshold is None else self.threshold
         mean = mass / rows.clamp_min(1)[:, None]
-        able = (rows >= self.min_rows) & (places > start[:, None]) & (count >= FEWEST)
+        able = (rows >= self.min_rows) & (places >= start[:, None]) & (count >= FEWEST)
         over = mean > (bound[:, None] if isinstance(bound, Tensor) else bound)
         return over & able[:, None]
+
+    def _sinks(self, call: Call, state: dict[str, Any]) -> Tensor:
+        """Return which keys are sinks of which heads, bool [B, H', P]."""
+        above = self.above(call, state)
+        start = 0 if call.pad_left is None else call.pad_left.to(above.device)[:, None, None]
+        return above & (torch.arange(above.shape[-1], device=above.device) > start)
