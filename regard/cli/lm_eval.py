@@ -50,12 +50,14 @@ def run(options: argparse.Namespace) -> int:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise RegardError('the evaluation harness is not installed; pip install "regard[lm-eval]".')
+    from lm_eval.__main__ import cli_evaluate
+
     from regard.cli import harness  # noqa: F401
 
     before = sys.argv
     sys.argv = ["lm-eval", *options.words]
     try:
-        _harness_command()
+        cli_evaluate()
     except SystemExit as stop:
         if isinstance(stop.code, str):
             say(stop.code + "\n")
@@ -64,19 +66,3 @@ def run(options: argparse.Namespace) -> int:
     finally:
         sys.argv = before
     return 0
-
-
-def _harness_command() -> None:
-    from lm_eval.__main__ import cli_evaluate
-
-    _name_columns()
-    cli_evaluate()
-
-
-def _name_columns() -> None:
-    """Let tables have headers with pytablewriter before 1.0, where these were called `header_list`."""
-    from pytablewriter import MarkdownTableWriter
-
-    if not hasattr(MarkdownTableWriter, "headers"):
-        named = property(None, lambda table, names: setattr(table, "header_list", names))
-        MarkdownTableWriter.headers = named
