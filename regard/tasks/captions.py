@@ -88,7 +88,7 @@ def captions(count: int, colouring: Colouring = "scene", *, seed: int = 0) -> li
 
     Example:
         >>> [one.answer for one in captions(2, "scene")]
-        [' white man.', ' blue bird.']
+        [' white horse.', ' blue horse.']
     """
     if colouring not in get_args(Colouring) or count < 1:
         raise RegardError(

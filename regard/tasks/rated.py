@@ -47,8 +47,8 @@ def rated(count: int = 20, *, seed: int = 0) -> Rated:
         RegardError: for a count that is not from 1 to 72, all there are.
 
     Example:
-        >>> print(rated(1).positive[0][-43:])
-        Review: The acting was superb.
+        >>> print(rated(1).positive[0].rpartition("\\n\\n")[2])
+        Review: The story was funny.
         Sentiment:
     """
     half = len(GOOD) // 2
