@@ -3,9 +3,9 @@
     python -m benchmarks.calibration
 
 The job: 24 made sentences in one padded batch, ACT in each of all 270 heads by itself. `replay` runs the
-blocks from the head's own on, as `filter_heads` does; beside it the plain loop, one whole forward a head. A
-head of every third layer is timed by replay, a head of every ninth by the loop, both multiplied to all heads;
-they must agree on the heads that both try. Where other work takes the processor, `processor`, seconds of it,
+blocks from the head's own on, of the heads that have a hidden sink, as `filter_heads` does; beside it the
+plain loop, one whole forward a head, timed on a head of every ninth layer and multiplied to all heads. They
+must agree on the heads that both try. Where other work takes the processor, `processor`, seconds of it,
 says more than `seconds`.
 """
 
@@ -28,7 +28,7 @@ from regard.edit import ACT
 from regard.edit.act import filter_heads
 from regard.tasks.sentiment import ANSWERS, sentiment
 
-PROMPTS, EVERY = 24, 3
+PROMPTS, EVERY = 24, 9
 BOUND = 240.0
 CLOSE = 1e-3
 
@@ -47,8 +47,9 @@ def ask(options: argparse.Namespace, floor: dict[str, float]) -> Rows:
 
     layers = range(model.config.num_hidden_layers)
     each = model.config.num_attention_heads
-    heads = [(layer, layer % each) for layer in (layers[-2:] if options.quick else layers[1::EVERY])]
-    some = heads[:: 1 if options.quick else EVERY]
+    tried = layers[-2:] if options.quick else layers
+    heads = [(layer, head) for layer in tried for head in range(1 if options.quick else each)]
+    some = heads if options.quick else [(layer, layer % each) for layer in layers[1::EVERY]]
     times: dict[str, tuple[float, float]] = {}
     found = _timed(times, "replay", lambda: filter_heads(model, inputs, score, heads=heads, progress=False))
     plain = _forward(model, inputs, score)

@@ -14,6 +14,7 @@ from regard.errors import RegardError
 from regard.runtime import resumable
 from regard.runtime.prompt import Prompt
 from regard.runtime.recorded import logits_of
+from regard.runtime.replay import Replay
 from regard.tasks.labelled import word_tokenizer
 from regard.tasks.sentiment import sentiment
 from tests.edit.test_act_filter import model  # noqa: F401
@@ -113,6 +114,27 @@ def test_fitting_in_batches_is_a_forward_a_head(model, tokenizer, metric):  # no
     for row, (site, head) in list(enumerate(found.heads.names))[::3]:
         change = scores(ACT([(site, head)], alpha=1.05, beta=0.0)) - plain
         torch.testing.assert_close(found.changes[row], change, rtol=0, atol=1e-4)
+
+
+def test_heads_without_a_hidden_sink_are_not_run(model, tokenizer, monkeypatch):  # noqa: F811
+    ran = []
+    plain = Replay.run
+
+    def run(self, layer, edit, **options):
+        ran.extend(edit.heads)
+        return plain(self, layer, edit, **options)
+
+    monkeypatch.setattr(Replay, "run", run)
+    inputs = tokenizer([WORDS[0], "sky and sea say red is blue"], return_tensors="pt", padding=True)
+    edit = ACT(alpha=2.6, layers=[0, 1, 2])
+    found = filter_heads(model, dict(inputs), lambda logits: logits[:, 3], edit=edit)
+    sinks = sink_map(model, dict(inputs), 2.6)
+    having = sinks.heads.any(0)
+    expected = [name for name in zip(found.heads.sites, found.heads.heads.tolist(), strict=True)
+                if having[sinks.sites.index(name[0]), name[1]]]  # fmt: skip
+    assert ran == expected and 0 < len(ran) < len(found.heads)
+    idle = [row for row, name in enumerate(found.heads.names) if name not in ran]
+    assert not found.changes[idle].any() and found.changes.any()
 
 
 def test_what_chance_would_keep(model, tokenizer):  # noqa: F811

@@ -5,7 +5,8 @@
 With many heads and few prompts some gain by chance: `halves` tells how far two halves of the prompts rank
 the heads alike, and a test on other prompts is needed before anything is said of the heads kept.
 
-Blocks before the head's own give what they gave, so that a head costs the blocks from its own on.
+Blocks before the head's own give what they gave, so that a head costs the blocks from its own on; a head that
+has no hidden sink in any of the prompts is left as it is, changes nothing, and costs nothing.
 
 Source: Yu et al., 2024, arXiv 2406.15765, section 4 (head filtering). Status: partly our choice: the official
 code prints the scores and leaves the choice to the reader.
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.edit.act.calibration import ACT
+from regard.edit.act.hidden import sink_map
 from regard.errors import RegardError
 from regard.runtime.anatomy import anatomy_of, require_attention, root_of
 from regard.runtime.edits.targets import HeadName
@@ -174,8 +176,13 @@ def _changes(
         "options": [tried.alpha, tried.threshold, tried.beta, tried.min_rows],
     }  # fmt: skip
     each = torch.zeros(len(names), count)
+    sinks = sink_map(root, inputs, tried.alpha, threshold=tried.threshold, min_rows=tried.min_rows)
+    acting = sinks.heads.any(0)
     with Resumable(save, asked, plain) as kept:
         for row, name in enumerate(names):
+            if not acting[sinks.sites.index(name[0]), name[1]]:
+                advance(1)
+                continue
             found = kept.get(str(name))
             if found is None:
                 logits = replay.run(name[0], replace(tried, heads=[name]))
