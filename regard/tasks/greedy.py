@@ -41,7 +41,7 @@ def greedy_answers(
     answers: list[str] = []
     for at in range(0, len(prompts), batch):
         part = prompts[at : at + batch]
-        fed = encode_prompts(tokenizer, part, chat=chat).to(model.device)
+        fed = padded_prompts(tokenizer, part, chat=chat).to(model.device)
         made = model.generate(
             **fed, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
@@ -52,7 +52,7 @@ def greedy_answers(
     return answers
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], *, chat: bool = False) -> Any:
+def padded_prompts(tokenizer: Any, prompts: Sequence[str], *, chat: bool = False) -> Any:
     """Return `input_ids` and `attention_mask` of prompts, int64 [B, T], padded on the left.
 
     Raises:

@@ -23,7 +23,7 @@ from regard.edit.experts.steering import TuneExperts
 from regard.errors import RegardError
 from regard.runtime.table import Table
 from regard.runtime.verbs import steer
-from regard.tasks.greedy import encode_prompts, greedy_answers
+from regard.tasks.greedy import greedy_answers, padded_prompts
 
 REFUSALS = r"\b(cannot|can't|can not|won't|will not|unable|not able|sorry)\b"
 BATCH = 32
@@ -180,7 +180,7 @@ def text_loss(model: Any, tokenizer: Any, texts: Sequence[str], *, batch: int = 
     """Return the mean next-token loss of texts, in nats a token."""
     total, count = 0.0, 0
     for at in range(0, len(texts), batch):
-        fed = encode_prompts(tokenizer, texts[at : at + batch]).to(model.device)
+        fed = padded_prompts(tokenizer, texts[at : at + batch]).to(model.device)
         logits = model(**fed).logits[:, :-1].float()
         there = (fed["attention_mask"][:, 1:] * fed["attention_mask"][:, :-1]).bool()
         total += float(F.cross_entropy(logits[there], fed["input_ids"][:, 1:][there], reduction="sum"))
@@ -219,7 +219,7 @@ def profile_prompts(
     parts: list[torch.Tensor] = []
     layers: list[int] = []
     for at in range(0, max(len(prompts), 1), batch):
-        fed = encode_prompts(tokenizer, prompts[at : at + batch], chat=chat).to(model.device)
+        fed = padded_prompts(tokenizer, prompts[at : at + batch], chat=chat).to(model.device)
         ids = fed["input_ids"]
         counted = torch.zeros_like(ids, dtype=torch.bool)
         counted[:, -1 if last else slice(None)] = True
