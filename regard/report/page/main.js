@@ -27,8 +27,9 @@ function start(data) {
     status.replaceChildren(el("b", {}, app.headName(row, head)),
       value === null ? "" : ` · ${q.name.replaceAll("_", " ")} ${shown(value)} · ${rankOf(q, value)} of ${q.sorted.length}`);
   };
+  const clicked = data.images ? "cell for its map" : `head for its ${data.patterns.length ? "pattern" : "numbers"}`;
   const rest = () => status.replaceChildren(el("span", { class: "hint" },
-    `Click a ${data.images ? "cell for its map" : "head for its pattern"}. Keys: arrows, Enter, Esc; / finds a head.`));
+    `Click a ${clicked}. Keys: arrows, Enter, Esc; / finds a head.`));
   app.open = (row, head, focus = false, section = view.now()?.section ?? data.opens?.[2] ?? 0) => {
     map?.select(row, head);
     view.open(row, head, section).then(() => {
